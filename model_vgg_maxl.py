@@ -1,0 +1,295 @@
+"""MAXL: VGG-16 trained on the primary task and on auxiliary labels that a second network learns to generate.
+
+    python model_vgg_maxl.py                                   # 20 classes, psi[i] = 5, the paper's settings
+    python model_vgg_maxl.py --primary-level 0 --psi 2,3,4     # 3 classes split into 2, 3 and 4
+    python model_vgg_maxl.py --quick                           # a first look on generated images
+
+Not yet run at full length.
+"""
+
+import argparse
+import math
+import sys
+
+import torch
+import torch.nn as nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+
+import create_dataset
+import utils
+
+# ------------------------------------------------------------------------------------------------
+# Settings: the paper's; those with an option can be set on the command line too
+# ------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "primary_level": 2,  # 0, 1, 2, 3: the 3, 10, 20 or 100 classes of 4-level CIFAR-100
+    "psi": [5] * 20,  # ψ: auxiliary classes of each primary class, so len(psi) primary and sum(psi) auxiliary classes
+    "epochs": 200,  # App. B
+    "batch_size": 100,
+    "width": 1.0,  # of both VGG-16; 1.0 is the paper's network
+    "learning_rate": 0.01,  # α of eq. 4: plain SGD, no momentum, no weight decay (App. B, section 4.3)
+    "label_learning_rate": 0.001,  # β of eq. 5; small, against the collapse of the labels (App. B)
+    "label_weight_decay": 5e-4,  # App. B
+    "halve_every": 50,  # epochs after which both learning rates are halved (App. B)
+    "focal_gamma": 2.0,  # γ, eq. 1
+    "entropy_weight": 0.2,  # λ, eq. 5 (App. B)
+    "meta_gradient": "forward-mode",  # or "double-backward": the same gradient, Algorithm 1 to the letter
+}
+
+# ------------------------------------------------------------------------------------------------
+# The label-generation network g_θ2
+# ------------------------------------------------------------------------------------------------
+
+
+def hierarchy_mask(psi):
+    """The binary masks B(y, ψ) of section 3.3: bool (len(psi), sum(psi)), row y true on the classes of primary y."""
+    primary_of_auxiliary = torch.repeat_interleave(torch.arange(len(psi)), torch.tensor(psi))
+    return primary_of_auxiliary == torch.arange(len(psi))[:, None]
+
+
+def mask_softmax(logits, mask):
+    """Mask SoftMax (eq. 6): a SoftMax over the classes where `mask` is true, exactly zero elsewhere.
+
+    logits: (B, K); mask: bool (B, K). The printed formula multiplies the logits by the mask, which leaves exp(0)
+    on the other classes; the text means what is done here.
+    """
+    return logits.masked_fill(~mask, -math.inf).softmax(dim=1)
+
+
+class LabelGenerator(nn.Module):
+    """y_aux = g_θ2(x, y_pri, ψ): images (B, 3, 32, 32), primary int64 (B,) -> soft labels (B, sum(psi)).
+
+    trunk: a module like utils.VGG16. A label's row sums to 1, over the auxiliary classes of its primary class.
+    """
+
+    def __init__(self, trunk, psi):
+        super().__init__()
+        self.trunk = trunk
+        self.head = utils.make_head(trunk.feature_size, sum(psi))
+        self.register_buffer("mask", hierarchy_mask(psi), persistent=False)
+
+    def forward(self, images, primary):
+        return mask_softmax(self.head(self.trunk(images)), self.mask[primary])
+
+
+def negative_entropy(labels):
+    """𝓗 of eq. 7: Σ_k ȳ_k log ȳ_k of the batch-mean label ȳ, from -log K (all classes used alike) to 0 (collapsed)."""
+    mean = labels.mean(dim=0)
+    # A class that no image of the batch may take has ȳ_k = 0; the clamp keeps 0·log 0 = 0 and its gradient finite.
+    return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
+
+
+# ------------------------------------------------------------------------------------------------
+# The meta-gradient: how θ2 learns from the primary loss
+#
+# The auxiliary loss is not part of θ2's objective: labels that are easy to predict would minimise it. θ2 is
+# judged by the primary loss alone, *after* θ1 took a step with the labels of θ2 (eq. 3). The look-ahead loss does
+# not mention θ2, but θ1⁺ depends on it: the labels are in the auxiliary loss, its gradient is in θ1⁺ (eq. 4).
+# ------------------------------------------------------------------------------------------------
+
+
+def meta_gradient(
+    network, label_generator, images, primary, step_length, entropy_weight=0.2, gamma=2.0, method="forward-mode"
+):
+    """∇_θ2 of L_pri(θ1⁺) + λ𝓗(y), eqs. 3 to 5; neither network's weights are changed.
+
+    images: (B, 3, H, W); primary: int64 (B,); step_length: α, the multi-task optimizer's learning rate.
+    method: "double-backward" differentiates through θ1⁺, as Algorithm 1 has it. "forward-mode" gives the same
+    gradient without a second-order graph: the auxiliary loss is linear in the labels, so with v = ∇L_pri(θ1⁺)
+        ∂L_pri(θ1⁺)/∂y_nk = -(α/N) D_v ℓ_nk(θ1),    D_v the derivative along v: one forward-mode pass.
+
+    Returns (gradients, a tuple in the order of label_generator.parameters(); the look-ahead primary loss and the
+    entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
+    forward at θ1 and at θ2; the look-ahead works on a copy. Raises ValueError for an unknown method.
+    """
+    if method not in META_GRADIENTS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(META_GRADIENTS)}")
+    theta1 = dict(network.named_parameters())
+    labels = label_generator(images, primary)  # the only place where θ2 enters
+
+    # θ1⁺ (eq. 4), as a function of the labels only where the graph is to be differentiated again
+    second_order = method == "double-backward"
+    primary_logits, auxiliary_logits = network(images)
+    loss = utils.focal_loss(primary_logits, primary, gamma)
+    loss = loss + utils.focal_loss(auxiliary_logits, labels if second_order else labels.detach(), gamma)
+    gradients = torch.autograd.grad(loss, theta1.values(), create_graph=second_order)
+    theta1_plus = {name: p - step_length * g for (name, p), g in zip(theta1.items(), gradients)}
+
+    # L_pri(θ1⁺) (eq. 3)
+    statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    lookahead_loss = utils.focal_loss(functional_call(network, (theta1_plus, statistics), (images,))[0], primary, gamma)
+
+    if second_order:
+        objective = lookahead_loss
+    else:
+        # The auxiliary head is not in L_pri, its part of v is zero.
+        v = torch.autograd.grad(lookahead_loss, theta1_plus.values(), materialize_grads=True)
+        with torch.no_grad(), forward_ad.dual_level():
+            dual = {name: forward_ad.make_dual(p.detach(), t) for (name, p), t in zip(theta1.items(), v)}
+            losses = utils.focal_losses(functional_call(network, (dual, statistics), (images,))[1], gamma)
+            directional = forward_ad.unpack_dual(losses).tangent  # D_v ℓ_nk(θ1)
+        objective = -step_length / len(images) * (labels * directional).sum()  # has the gradient of L_pri(θ1⁺)
+
+    entropy = negative_entropy(labels)
+    gradients = torch.autograd.grad(objective + entropy_weight * entropy, label_generator.parameters())
+    return gradients, {"lookahead_primary_loss": lookahead_loss.detach(), "mean_label_entropy": -entropy.detach()}
+
+
+META_GRADIENTS = ("forward-mode", "double-backward")
+
+
+def meta_training_step(
+    network, label_generator, optimizer, label_optimizer, images, primary, entropy_weight, gamma, method
+):
+    """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name."""
+    step_length = optimizer.param_groups[0]["lr"]  # α is the multi-task network's own, scheduled, rate
+    gradients, metrics = meta_gradient(
+        network, label_generator, images, primary, step_length, entropy_weight, gamma, method
+    )
+    for parameter, gradient in zip(label_generator.parameters(), gradients):
+        parameter.grad = gradient
+    label_optimizer.step()
+    return metrics
+
+
+# ------------------------------------------------------------------------------------------------
+# Training: an epoch is one pass of auxiliary-training steps, then one of meta-training steps (Algorithm 1)
+# ------------------------------------------------------------------------------------------------
+
+
+def train_epoch(network, label_generator, optimizer, batches, primary_level, gamma, meter):
+    """First pass: update θ1 on both tasks (eq. 2), with θ2's labels; returns its averages by column name."""
+    network.train()
+    label_generator.train()
+    used = torch.zeros_like(label_generator.mask[0])
+    for images, targets in batches:
+        primary = targets[:, primary_level]
+        with torch.no_grad():
+            labels = label_generator(images, primary)
+        used[labels.argmax(dim=1)] = True
+        metrics = utils.multi_task_step(network, optimizer, images, primary, labels, gamma)
+        meter.add(metrics | {"label_entropy": torch.special.entr(labels).sum(dim=1).mean()})
+    return meter.averages() | {"train_auxiliary_classes_used": used.double().mean().item()}
+
+
+def meta_epoch(
+    network, label_generator, optimizer, label_optimizer, batches, primary_level, entropy_weight, gamma, method, meter
+):
+    """Second pass: update θ2 by the primary loss at θ1⁺ (eqs. 3 to 5); returns its averages by column name."""
+    network.train()
+    label_generator.train()
+    for images, targets in batches:
+        primary = targets[:, primary_level]
+        meter.add(
+            meta_training_step(
+                network, label_generator, optimizer, label_optimizer, images, primary, entropy_weight, gamma, method
+            )
+        )
+    return meter.averages()
+
+
+# ------------------------------------------------------------------------------------------------
+# Main
+# ------------------------------------------------------------------------------------------------
+
+
+def parse_psi(text):
+    """ "2,3,4" or "5*20" (20 times 5), or both mixed, "5*19,4" -> list of ints."""
+    psi = []
+    try:
+        for part in text.split(","):
+            size, _, times = part.partition("*")
+            psi += [int(size)] * min(int(times or 1), 101)  # no level has more than 100 classes
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 2,3,4 or 5*20") from None
+    return psi
+
+
+def check_psi(psi, primary_level):
+    """Raise InputError unless ψ has one positive whole number for each class of the primary level."""
+    classes = create_dataset.LEVEL_CLASSES[primary_level]
+    if not all(type(size) is int and size >= 1 for size in psi):
+        raise utils.InputError(
+            f"psi {psi} must hold whole numbers of 1 or more: each primary class's auxiliary classes"
+        )
+    if len(psi) != classes:
+        raise utils.InputError(
+            f"psi has {len(psi)} numbers, but primary level {primary_level} has {classes} classes; "
+            f"give one number for each, for example --psi 5*{classes}"
+        )
+
+
+def parse(argv=None):
+    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
+    parser = utils.make_parser(__doc__)
+    parser.add_argument(
+        "--psi", type=parse_psi, metavar="5,5,...",
+        help="auxiliary classes of each primary class, 2,3,4 or 5*20 (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--entropy-weight", type=float, metavar="W",
+        help="weight of the entropy loss in the label generator's objective (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--meta-gradient", choices=META_GRADIENTS,
+        help="how the label generator's gradient is computed; both are exact (default: %(default)s)",
+    )  # fmt: skip
+    settings = utils.parse_settings(parser, SETTINGS, argv)
+    check_psi(settings.psi, settings.primary_level)
+    if not (math.isfinite(settings.entropy_weight) and settings.entropy_weight >= 0):
+        raise utils.InputError(
+            f"--entropy-weight {settings.entropy_weight} is out of range; give 0 or a positive number"
+        )
+    return settings
+
+
+def main(argv=None):
+    settings = parse(argv)
+    device = utils.select_device(settings.device)
+    level, psi, gamma = settings.primary_level, settings.psi, settings.focal_gamma
+    run = utils.Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
+    train, test = create_dataset.load(
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
+    )
+    iterations = 2 * train.iterations(settings.batch_size)
+
+    torch.manual_seed(settings.seed)
+    network = utils.Network(utils.VGG16(settings.width), len(psi), sum(psi))
+    utils.initialise(network, nn.init.xavier_uniform_).to(device)
+    label_generator = LabelGenerator(utils.VGG16(settings.width), psi)
+    utils.initialise(label_generator, nn.init.xavier_normal_).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
+    label_optimizer = torch.optim.SGD(
+        label_generator.parameters(), lr=settings.label_learning_rate, weight_decay=settings.label_weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    label_scheduler = torch.optim.lr_scheduler.StepLR(label_optimizer, settings.halve_every, gamma=0.5)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    for _ in run.epochs(
+        iterations, device,
+        network=network, optimizer=optimizer, scheduler=scheduler,
+        label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
+        generator=generator,
+    ):  # fmt: skip
+        row = {
+            "learning_rate": optimizer.param_groups[0]["lr"],
+            "label_learning_rate": label_optimizer.param_groups[0]["lr"],
+        }
+        batches = train.train_batches(settings.batch_size, generator)
+        row |= train_epoch(network, label_generator, optimizer, batches, level, gamma, run.meter("train"))
+        batches = train.train_batches(settings.batch_size, generator)
+        row |= meta_epoch(
+            network, label_generator, optimizer, label_optimizer, batches, level,
+            settings.entropy_weight, gamma, settings.meta_gradient, run.meter("meta"),
+        )  # fmt: skip
+        row |= utils.evaluate(network, test, [level], gamma)
+        scheduler.step()
+        label_scheduler.step()
+        run.end_epoch(row)
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_main(main))

@@ -1,0 +1,84 @@
+"""Single: VGG-16 trained on the primary task alone (section 4.1), the baseline that MAXL has to beat.
+
+    python model_vgg_single.py                    # 20 classes, the paper's settings
+    python model_vgg_single.py --primary-level 0  # 3 classes
+    python model_vgg_single.py --quick            # a first look on generated images
+
+Not yet run at full length.
+"""
+
+import sys
+
+import torch
+
+import create_dataset
+import utils
+
+# ------------------------------------------------------------------------------------------------
+# Settings: the paper's; those with an option can be set on the command line too
+# ------------------------------------------------------------------------------------------------
+
+SETTINGS = {
+    "primary_level": 2,  # 0, 1, 2, 3: the 3, 10, 20 or 100 classes of 4-level CIFAR-100
+    "epochs": 200,  # App. B
+    "batch_size": 100,
+    "width": 1.0,  # of VGG-16; 1.0 is the paper's network
+    "learning_rate": 0.01,  # plain SGD: no momentum, no weight decay (App. B, section 4.3)
+    "halve_every": 50,  # epochs after which the learning rate is halved (App. B)
+    "focal_gamma": 2.0,  # γ, eq. 1
+}
+
+# ------------------------------------------------------------------------------------------------
+# Training
+# ------------------------------------------------------------------------------------------------
+
+
+def single_step(network, optimizer, images, primary, gamma=2.0):
+    """One update on the primary loss (eq. 1) alone. images: (B, 3, 32, 32); primary: int64 (B,)."""
+    (logits,) = network(images)
+    loss = utils.focal_loss(logits, primary, gamma)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return {"primary_loss": loss.detach(), "primary_accuracy": utils.accuracy(logits, primary)}
+
+
+def train_epoch(network, optimizer, batches, primary_level, gamma, meter):
+    """One pass over the training data; returns its averages by column name."""
+    network.train()
+    for images, labels in batches:
+        meter.add(single_step(network, optimizer, images, labels[:, primary_level], gamma))
+    return meter.averages()
+
+
+def main(argv=None):
+    settings = utils.parse_settings(utils.make_parser(__doc__), SETTINGS, argv)
+    device = utils.select_device(settings.device)
+    level, gamma = settings.primary_level, settings.focal_gamma
+    classes = create_dataset.LEVEL_CLASSES[level]
+    run = utils.Run("model_vgg_single", f"{classes}", settings, argv)
+    train, test = create_dataset.load(
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
+    )
+    iterations = train.iterations(settings.batch_size)
+
+    torch.manual_seed(settings.seed)
+    network = utils.Network(utils.VGG16(settings.width), classes)
+    utils.initialise(network, torch.nn.init.xavier_uniform_).to(device)
+    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    for _ in run.epochs(
+        iterations, device, network=network, optimizer=optimizer, scheduler=scheduler, generator=generator
+    ):
+        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
+        batches = train.train_batches(settings.batch_size, generator)
+        row |= train_epoch(network, optimizer, batches, level, gamma, run.meter("train"))
+        row |= utils.evaluate(network, test, [level], gamma)
+        scheduler.step()
+        run.end_epoch(row)
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_main(main))
