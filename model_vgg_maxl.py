@@ -168,7 +168,7 @@ def train_epoch(network, label_generator, optimizer, batches, primary_level, gam
         primary = targets[:, primary_level]
         with torch.no_grad():
             labels = label_generator(images, primary)
-        used[labels.argmax(dim=1)] = True
+        used.index_fill_(0, labels.argmax(dim=1), True)
         metrics = utils.multi_task_step(network, optimizer, images, primary, labels, gamma)
         meter.add(metrics | {"label_entropy": torch.special.entr(labels).sum(dim=1).mean()})
     return meter.averages() | {"train_auxiliary_classes_used": used.double().mean().item()}

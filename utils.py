@@ -413,9 +413,14 @@ class Run:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 sessions = json.loads(self.settings_path.read_text())["sessions"]
         else:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            for path in (self.checkpoint_path, self.previous_path, self.curves_path, self.plot_path):
-                path.unlink(missing_ok=True)
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for path in (self.checkpoint_path, self.previous_path, self.curves_path, self.plot_path):
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"{self.directory} cannot be made or written ({error.strerror}); name another folder with --out"
+                ) from None
         session = {"command": self.command} | environment(device)
         sessions.append({"after_epoch": len(self.rows)} | session)
         settings = self._described() | session | {"sessions": sessions}
@@ -567,7 +572,8 @@ def write_atomically(path, content, keep_previous_as=None):
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise InputError(
-            f"{path} could not be written ({error.strerror}); what was saved before is kept, make room and --resume"
+            f"{path} could not be written ({error.strerror}); what was saved before is kept; "
+            "make room and go on with --resume, or name another folder with --out"
         ) from None
 
 

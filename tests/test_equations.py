@@ -1,0 +1,145 @@
+"""The paper's equations 1, 6 and 7, the network and its initial weights, each against its formula in plain numpy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import model_vgg_maxl
+import utils
+from utils import VGG16, Network
+
+
+def focal_by_the_formula(logits, labels, gamma):
+    """Eq. 1 as printed: -y (1 - p)^γ log p with p the SoftMax, summed over classes, mean over the batch."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return (-labels * (1 - p) ** gamma * np.log(p)).sum(axis=1).mean()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, 2.0, 3.5])
+def test_focal_loss_is_equation_1_for_hard_and_soft_labels(gamma):
+    rng = np.random.default_rng(0)
+    logits = 3 * rng.standard_normal((16, 7))
+    hard = rng.integers(7, size=16)
+    soft = rng.dirichlet(np.ones(7), size=16)
+    for labels, weights in ((hard, np.eye(7)[hard]), (soft, soft)):
+        ours = utils.focal_loss(torch.tensor(logits), torch.tensor(labels), gamma).item()
+        assert ours == pytest.approx(focal_by_the_formula(logits, weights, gamma), rel=1e-12)
+
+
+def test_focal_loss_without_focus_is_cross_entropy():
+    logits, labels = torch.randn(8, 5), torch.arange(8) % 5
+    assert torch.allclose(utils.focal_loss(logits, labels, gamma=0.0), F.cross_entropy(logits, labels))
+
+
+@pytest.mark.parametrize("wrong, right", [(0.0, 200.0), (200.0, 0.0), (1e4, -1e4)])
+def test_focal_loss_and_gradient_stay_finite_where_a_softmax_is_0_or_1(wrong, right):
+    logits = torch.tensor([[right, wrong]], requires_grad=True)
+    loss = utils.focal_loss(logits, torch.tensor([0]))
+    loss.backward()
+    assert loss.isfinite() and logits.grad.isfinite().all()
+    # (1 - p)² log p with p = 1 / (1 + e^gap): gap² ... 0 where the class is certain, about the gap where it is missed
+    assert loss.item() == pytest.approx(max(0.0, wrong - right), abs=1e-6)
+    if wrong > right:  # still pulls at full strength: dℓ/dlogit = -1 for the class that was missed
+        assert logits.grad[0].tolist() == pytest.approx([-1.0, 1.0])
+
+
+def test_hierarchy_mask_is_the_papers_example():
+    assert model_vgg_maxl.hierarchy_mask([2, 2]).int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert model_vgg_maxl.hierarchy_mask([1, 3, 2]).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 0, 0, 0, 1, 1],
+    ]
+
+
+def test_mask_softmax_is_a_softmax_over_the_classes_of_the_primary_alone():
+    logits = torch.tensor([[1.0, 2.0, 50.0, -3.0, 0.5]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, False, False, True]])
+    e = [math.exp(v) for v in (1.0, 2.0, 0.5)]
+    expected = [e[0] / sum(e), e[1] / sum(e), 0.0, 0.0, e[2] / sum(e)]
+    assert model_vgg_maxl.mask_softmax(logits, mask)[0].tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_mask_softmax_gives_no_gradient_and_no_nan_to_other_classes():
+    logits = torch.tensor([[1e4, -1e4, 3.0, 2.0]], requires_grad=True)
+    labels = model_vgg_maxl.mask_softmax(logits, torch.tensor([[False, False, True, True]]))
+    (labels * torch.tensor([5.0, 7.0, 1.0, 2.0])).sum().backward()
+    p = 1 / (1 + math.exp(-1.0))
+    assert logits.grad[0].tolist() == pytest.approx([0, 0, -p * (1 - p), p * (1 - p)], rel=1e-5)
+
+
+def test_entropy_loss_is_equation_7_and_its_ends_are_uniform_and_collapsed():
+    labels = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6]], dtype=torch.float64)
+    mean = [0.35, 0.35, 0.3]
+    expected = sum(p * math.log(p) for p in mean)
+    assert model_vgg_maxl.negative_entropy(labels).item() == pytest.approx(expected, rel=1e-12)
+    assert model_vgg_maxl.negative_entropy(torch.eye(4)).item() == pytest.approx(-math.log(4))
+    assert model_vgg_maxl.negative_entropy(torch.tensor([[0.0, 1.0]]).repeat(9, 1)).item() == 0
+
+
+def test_entropy_loss_has_a_finite_gradient_where_a_class_cannot_occur():
+    """A batch without an image of some primary class: its auxiliary classes have mean label 0."""
+    logits = torch.randn(6, 4, requires_grad=True)
+    mask = model_vgg_maxl.hierarchy_mask([2, 2])[torch.zeros(6, dtype=torch.int64)]
+    model_vgg_maxl.negative_entropy(model_vgg_maxl.mask_softmax(logits, mask)).backward()
+    assert logits.grad.isfinite().all() and (logits.grad[:, 2:] == 0).all() and (logits.grad[:, :2] != 0).any()
+
+
+def test_label_generator_gives_each_image_a_label_on_its_primary_class_only():
+    generator = model_vgg_maxl.LabelGenerator(VGG16(1 / 16), psi=[2, 3, 4])
+    primary = torch.tensor([0, 1, 2, 1])
+    labels = generator(torch.randn(4, 3, 32, 32), primary)
+    assert labels.shape == (4, 9)
+    assert torch.allclose(labels.sum(dim=1), torch.ones(4))
+    for label, (start, stop) in zip(labels, [(0, 2), (2, 5), (5, 9), (2, 5)]):
+        assert label[start:stop].sum().item() == pytest.approx(1.0)
+        assert (label[start:stop] > 0).all()
+
+
+def test_vgg16_is_the_papers_network():
+    """Counted by hand: 13 convolutions with bias and BatchNorm, channels 64-64-128-128-256x3-512x6, and two heads."""
+    channels = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
+    trunk = sum(9 * a * b + b + 2 * b for a, b in zip(channels, channels[1:]))
+    head = 512 * 512 + 512
+    expected = trunk + 2 * head + (512 + 1) * 20 + (512 + 1) * 100
+    network = Network(VGG16(), 20, 100)
+    assert sum(p.numel() for p in network.parameters()) == expected
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in network.modules()) == 13
+    primary, auxiliary = network(torch.zeros(2, 3, 32, 32))
+    assert primary.shape == (2, 20) and auxiliary.shape == (2, 100)
+
+
+def test_width_multiplies_the_channels():
+    trunk = VGG16(0.25)
+    convolutions = [m for m in trunk.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels for c in convolutions] == [16, 16, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128]
+    assert trunk(torch.zeros(2, 3, 32, 32)).shape == (2, trunk.feature_size) == (2, 128)
+
+
+@pytest.mark.parametrize(
+    "weights, bounded", [(torch.nn.init.xavier_uniform_, True), (torch.nn.init.xavier_normal_, False)]
+)
+def test_initial_weights_are_xavier_with_zero_biases(weights, bounded):
+    torch.manual_seed(0)
+    network = utils.initialise(Network(VGG16(0.5), 20), weights)
+    for module in network.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            area = module.weight[0, 0].numel() if module.weight.dim() == 4 else 1
+            fan_in, fan_out = module.weight.shape[1] * area, module.weight.shape[0] * area
+            std = math.sqrt(2 / (fan_in + fan_out))
+            assert module.weight.std().item() == pytest.approx(std, rel=0.06)
+            limit = math.sqrt(3) * std  # of the uniform distribution with this variance
+            assert (module.weight.abs().max() <= limit) == bounded
+            assert (module.bias == 0).all()
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            assert (module.weight == 1).all() and (module.bias == 0).all()
+
+
+def test_accuracy_counts_hits_for_hard_and_soft_labels():
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    assert utils.accuracy(logits, torch.tensor([0, 1, 0])).item() == pytest.approx(2 / 3)
+    assert utils.accuracy(logits, torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.1, 0.9]])).item() == pytest.approx(2 / 3)

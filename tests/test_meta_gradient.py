@@ -1,0 +1,241 @@
+"""The label generator's gradient (eqs. 3 to 5): a closed form, both methods against each other, running statistics."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+
+import model_vgg_maxl as maxl
+import utils
+
+METHODS = maxl.META_GRADIENTS
+
+
+def networks(psi, width=1 / 16, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    network = utils.Network(utils.VGG16(width), len(psi), sum(psi))
+    generator = maxl.LabelGenerator(utils.VGG16(width), psi)
+    utils.initialise(network, nn.init.xavier_uniform_)
+    utils.initialise(generator, nn.init.xavier_normal_)
+    return network.to(dtype), generator.to(dtype)
+
+
+def batch(primary_classes, size=24, dtype=torch.float64):
+    return torch.randn(size, 3, 32, 32, dtype=dtype), torch.arange(size) % primary_classes
+
+
+def assert_gradients_equal(ours, theirs, relative):
+    """Tensor by tensor; a tensor whose true gradient is zero (a bias before BatchNorm) against the whole gradient."""
+    whole = torch.cat([g.flatten() for g in theirs]).norm()
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        floor = 1e-6 * whole if b.norm() < 1e-12 * whole else 0.0
+        assert (a - b).norm() <= relative * max(b.norm(), floor), (a.shape, a.norm(), b.norm())
+
+
+# --- a toy whose gradient can be written down ---------------------------------------------------
+
+
+class ToyNetwork(nn.Module):
+    """One shared weight w; the logits are w·x times fixed vectors, so that every derivative is elementary."""
+
+    def __init__(self, w, to_primary, to_auxiliary):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+        self.register_buffer("to_primary", torch.tensor(to_primary))
+        self.register_buffer("to_auxiliary", torch.tensor(to_auxiliary))
+
+    def forward(self, images):
+        return self.w * images * self.to_primary, self.w * images * self.to_auxiliary
+
+
+class ToyGenerator(nn.Module):
+    """The same logits θ for every image, then Mask SoftMax."""
+
+    def __init__(self, theta, psi):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(theta))
+        self.psi = psi
+
+    def forward(self, images, primary):
+        mask = maxl.hierarchy_mask(self.psi)[primary]
+        return maxl.mask_softmax(self.theta.expand(len(images), -1), mask)
+
+
+def focal_and_derivative(w, x, direction, gamma):
+    """ℓ_nk of eq. 1 and dℓ_nk/dw at logits w·x_n·direction_k, by hand: (N, K) each."""
+    z = w * x[:, None] * direction
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    loss = -((1 - p) ** gamma) * np.log(p)
+    dloss_dp = gamma * (1 - p) ** (gamma - 1) * np.log(p) - (1 - p) ** gamma / p
+    dz_dw = x[:, None] * direction
+    dp_dw = p * (dz_dw - (p * dz_dw).sum(axis=1, keepdims=True))
+    return loss, dloss_dp * dp_dw
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("gamma", [1.0, 2.0])
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.2])
+def test_gradient_is_the_closed_form_on_a_toy(method, gamma, entropy_weight):
+    rng = np.random.default_rng(1)
+    psi, w, alpha, n = [2, 3], 0.7, 0.3, 12
+    x, theta = rng.standard_normal(n), rng.standard_normal(5)
+    to_primary, to_auxiliary = rng.standard_normal(2), rng.standard_normal(5)
+    primary = np.arange(n) % 2
+    rows = np.arange(n)
+
+    mask = np.array([[1, 1, 0, 0, 0], [0, 0, 1, 1, 1]])[primary]
+    y = np.exp(theta) * mask
+    y /= y.sum(axis=1, keepdims=True)
+    _, d_primary = focal_and_derivative(w, x, to_primary, gamma)
+    _, d_auxiliary = focal_and_derivative(w, x, to_auxiliary, gamma)
+    w_plus = w - alpha * (d_primary[rows, primary].mean() + (y * d_auxiliary).sum(axis=1).mean())  # eq. 4
+    loss_plus, d_plus = focal_and_derivative(w_plus, x, to_primary, gamma)
+    v = d_plus[rows, primary].mean()  # ∇L_pri(θ1⁺)
+    mean = y.mean(axis=0)
+    by_label = -alpha / n * d_auxiliary * v + entropy_weight * (np.log(mean) + 1) / n  # d objective / d y_nk
+    expected = (y * (by_label - (y * by_label).sum(axis=1, keepdims=True))).sum(axis=0)  # through the SoftMax
+
+    network, generator = ToyNetwork(w, to_primary, to_auxiliary), ToyGenerator(theta, psi)
+    images, labels = torch.tensor(x)[:, None], torch.tensor(primary)
+    (gradient,), metrics = maxl.meta_gradient(network, generator, images, labels, alpha, entropy_weight, gamma, method)
+    assert gradient.numpy() == pytest.approx(expected, rel=1e-10, abs=1e-14)
+    assert metrics["lookahead_primary_loss"].item() == pytest.approx(loss_plus[rows, primary].mean(), rel=1e-12)
+    assert metrics["mean_label_entropy"].item() == pytest.approx(-(mean * np.log(mean)).sum(), rel=1e-12)
+
+
+# --- the real networks ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("psi", [[5] * 20, [2, 3, 4], [1, 4, 1]], ids=str)
+@pytest.mark.parametrize("trained", [False, True])
+def test_forward_mode_is_double_backward_in_float64(psi, trained):
+    network, generator = networks(psi)
+    images, primary = batch(len(psi), size=40)
+    if trained:
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        for _ in range(10):
+            with torch.no_grad():
+                labels = generator(images, primary)
+            utils.multi_task_step(network, optimizer, images, primary, labels)
+    results = {}
+    for method in METHODS:
+        parts = copy.deepcopy(network), copy.deepcopy(generator)
+        results[method] = maxl.meta_gradient(*parts, images, primary, 0.01, 0.2, 2.0, method)
+    (forward, forward_metrics), (backward, backward_metrics) = results.values()
+    assert_gradients_equal(forward, backward, relative=1e-9)
+    for name in forward_metrics:
+        assert forward_metrics[name].item() == pytest.approx(backward_metrics[name].item(), rel=1e-12)
+
+
+def test_a_primary_class_missing_from_the_batch_changes_nothing_but_itself():
+    network, generator = networks([2, 3, 4])
+    images, primary = torch.randn(16, 3, 32, 32, dtype=torch.float64), torch.arange(16) % 2
+    gradients = [
+        maxl.meta_gradient(copy.deepcopy(network), copy.deepcopy(generator), images, primary, 0.01, method=method)[0]
+        for method in METHODS
+    ]
+    assert all(g.isfinite().all() for g in gradients[0])
+    assert_gradients_equal(*gradients, relative=1e-9)
+    assert (gradients[0][-1][5:] == 0).all() and (gradients[0][-1][:5] != 0).all()  # bias of the last layer
+
+
+def test_the_entropy_term_is_its_own_gradient_times_its_weight():
+    network, generator = networks([2, 3, 4])
+    images, primary = batch(3)
+
+    def gradient(entropy_weight, method):
+        parts = copy.deepcopy(network), copy.deepcopy(generator)
+        return maxl.meta_gradient(*parts, images, primary, 0.01, entropy_weight, method=method)[0]
+
+    alone = torch.autograd.grad(maxl.negative_entropy(generator(images, primary)), generator.parameters())
+    for method in METHODS:
+        both, without = gradient(0.7, method), gradient(0.0, method)
+        assert_gradients_equal([(a - b) / 0.7 for a, b in zip(both, without)], alone, relative=1e-9)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_running_statistics_take_part_once_and_weights_stay(method):
+    network, generator = networks([2, 3, 4])
+    images, primary = batch(3)
+    expected_network, expected_generator = copy.deepcopy(network), copy.deepcopy(generator)
+    with torch.no_grad():  # one plain training-mode forward of each, at θ1 and at θ2, and nothing else
+        expected_network(images)
+        expected_generator(images, primary)
+    maxl.meta_gradient(network, generator, images, primary, 0.5, method=method)
+    for ours, expected in ((network, expected_network), (generator, expected_generator)):
+        for (name, tensor), other in zip(ours.state_dict().items(), expected.state_dict().values()):
+            assert torch.equal(tensor, other), name
+    assert network.trunk.layers[1].num_batches_tracked == 1
+    assert all(p.grad is None for p in [*network.parameters(), *generator.parameters()])
+
+
+def test_the_step_is_sgd_with_weight_decay_at_the_scheduled_step_length():
+    """Eq. 5 by hand, with α halved by the scheduler of the multi-task optimizer."""
+    network, generator = networks([2, 3, 4])
+    images, primary = batch(3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    optimizer.step()
+    scheduler.step()
+    label_optimizer = torch.optim.SGD(generator.parameters(), lr=0.1, weight_decay=5e-4)
+    before = [p.detach().clone() for p in generator.parameters()]
+    parts = copy.deepcopy(network), copy.deepcopy(generator)
+    gradients, _ = maxl.meta_gradient(*parts, images, primary, 0.01, 0.2, 2.0, "double-backward")
+    maxl.meta_training_step(
+        network, generator, optimizer, label_optimizer, images, primary, 0.2, 2.0, "double-backward"
+    )
+    for old, gradient, new in zip(before, gradients, generator.parameters()):
+        assert torch.allclose(new, old - 0.1 * (gradient + 5e-4 * old), rtol=1e-12, atol=1e-14)
+
+
+class NoRun:
+    """Stands for utils.Run where only a Meter is wanted."""
+
+    epoch = 1
+
+    def tick(self):
+        pass
+
+
+def test_both_methods_train_the_same_label_generator_over_whole_passes():
+    trained = []
+    for method in METHODS:
+        network, generator = networks([2, 3, 4])
+        torch.manual_seed(1)
+        batches = [(torch.randn(12, 3, 32, 32, dtype=torch.float64), (torch.arange(12) % 3)[:, None]) for _ in range(3)]
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+        label_optimizer = torch.optim.SGD(generator.parameters(), lr=0.001, weight_decay=5e-4)
+        theta2 = copy.deepcopy(dict(generator.named_parameters()))
+        maxl.train_epoch(network, generator, optimizer, batches, 0, 2.0, utils.Meter(NoRun(), "train"))
+        assert all(torch.equal(p, theta2[name]) and p.grad is None for name, p in generator.named_parameters())
+        theta1 = copy.deepcopy(dict(network.named_parameters()))
+        meter = utils.Meter(NoRun(), "meta")
+        maxl.meta_epoch(network, generator, optimizer, label_optimizer, batches, 0, 0.2, 2.0, method, meter)
+        assert all(torch.equal(p, theta1[name]) for name, p in network.named_parameters())
+        assert any(not torch.equal(p, theta2[name]) for name, p in generator.named_parameters())
+        for module in (network, generator):  # three batches in each of the two passes
+            assert module.trunk.layers[1].num_batches_tracked == 6
+        trained.append((network, generator))
+    for ours, theirs in zip(*trained):
+        for a, b in zip(ours.state_dict().values(), theirs.state_dict().values()):
+            assert torch.allclose(a.double(), b.double(), rtol=1e-9, atol=1e-12)
+
+
+def test_an_unknown_method_is_named():
+    with pytest.raises(ValueError, match="'hessian'.*forward-mode, double-backward"):
+        maxl.meta_gradient(*networks([1, 1]), *batch(2), 0.01, method="hessian")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_on_the_gpu_is_the_cpus(method):
+    network, generator = networks([2, 3, 4])
+    images, primary = batch(3)
+    cpu, _ = maxl.meta_gradient(copy.deepcopy(network), copy.deepcopy(generator), images, primary, 0.01, method=method)
+    gpu, _ = maxl.meta_gradient(network.cuda(), generator.cuda(), images.cuda(), primary.cuda(), 0.01, method=method)
+    assert_gradients_equal([g.cpu() for g in gpu], cpu, relative=1e-8)
