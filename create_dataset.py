@@ -100,12 +100,11 @@ def parent_map(primary_level, auxiliary_level):
 
     Raises InputError unless the auxiliary level is finer than the primary level.
     """
-    levels = range(len(LEVEL_CLASSES))
-    if primary_level not in levels or auxiliary_level not in levels:
-        raise InputError(
-            f"level {primary_level} or {auxiliary_level} is unknown; "
-            "the levels are 0, 1, 2 and 3 (3, 10, 20 and 100 classes)"
-        )
+    for task, level in (("primary", primary_level), ("auxiliary", auxiliary_level)):
+        if level not in range(len(LEVEL_CLASSES)):
+            raise InputError(
+                f"{task} level {level} is unknown; the levels are 0, 1, 2 and 3 (3, 10, 20 and 100 classes)"
+            )
     if auxiliary_level <= primary_level:
         raise InputError(
             f"auxiliary level {auxiliary_level} is not finer than primary level {primary_level}; "

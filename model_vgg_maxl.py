@@ -141,9 +141,20 @@ META_GRADIENTS = ("forward-mode", "double-backward")
 
 
 def meta_training_step(
-    network, label_generator, optimizer, label_optimizer, images, primary, entropy_weight, gamma, method
+    network,
+    label_generator,
+    optimizer,
+    label_optimizer,
+    images,
+    primary,
+    entropy_weight=0.2,
+    gamma=2.0,
+    method="forward-mode",
 ):
-    """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name."""
+    """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name.
+
+    optimizer: the multi-task network's, read for its learning rate, not stepped. The rest as in `meta_gradient`.
+    """
     step_length = optimizer.param_groups[0]["lr"]  # α is the multi-task network's own, scheduled, rate
     gradients, metrics = meta_gradient(
         network, label_generator, images, primary, step_length, entropy_weight, gamma, method
@@ -201,7 +212,9 @@ def parse_psi(text):
     try:
         for part in text.split(","):
             size, _, times = part.partition("*")
-            psi += [int(size)] * min(int(times or 1), 101)  # no level has more than 100 classes
+            if not 1 <= int(times or 1) <= 100:
+                raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 100 times; no level has more classes")
+            psi += [int(size)] * int(times or 1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 2,3,4 or 5*20") from None
     return psi

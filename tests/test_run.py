@@ -1,0 +1,339 @@
+"""A run's folder: what is written, resuming to the bit after every kind of stop, damaged files, full disks, NaN."""
+
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SCRIPTS, TINY, assert_same_run, curves, flatten, run_script, script_process
+
+import create_dataset
+import utils
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A folder for each script with the run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in SCRIPTS:
+        assert run_script(name, *TINY, "--out", folder / name) == 0
+    return folder
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_run_writes_settings_curves_plot_and_checkpoint(name, whole_run):
+    folder = whole_run / name
+    assert {p.name for p in folder.iterdir()} == {
+        "settings.json", "curves.csv", "curves.png", "checkpoint.pt", "checkpoint.previous.pt",
+    }  # fmt: skip
+    settings = json.loads((folder / "settings.json").read_text())
+    assert settings["script"] == name and settings["seed"] == 0 and settings["width"] == 0.02
+    assert settings["learning_rate"] == 0.01 and settings["halve_every"] == 50 and settings["focal_gamma"] == 2.0
+    assert settings["torch_version"] == torch.__version__ and settings["device_name"]
+    assert settings["command"].startswith(f"python {name}.py --dataset synthetic --width 0.02")
+    assert (folder / "curves.png").read_bytes().startswith(PNG)
+    rows = curves(folder, with_seconds=True)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    expected = {"epoch", "learning_rate", "train_primary_loss", "train_primary_accuracy", "seconds_train",
+                "test_primary_loss", "test_primary_accuracy", "seconds_test"}  # fmt: skip
+    if name != "model_vgg_single":
+        expected |= {"train_auxiliary_loss", "train_auxiliary_accuracy"}
+    if name == "model_vgg_human":
+        expected |= {"test_auxiliary_loss", "test_auxiliary_accuracy"}
+    if name == "model_vgg_maxl":
+        expected |= {"label_learning_rate", "train_label_entropy", "train_auxiliary_classes_used",
+                     "meta_lookahead_primary_loss", "meta_mean_label_entropy", "seconds_meta"}  # fmt: skip
+    assert rows[0].keys() == expected
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    for part in {"network", "optimizer", "scheduler", "generator"}:
+        assert part in checkpoint["parts"]
+    if name == "model_vgg_maxl":
+        assert {"label_generator", "label_optimizer", "label_scheduler"} <= checkpoint["parts"].keys()
+
+
+def test_the_test_columns_are_the_checkpoints_accuracy_and_loss(whole_run):
+    """Recomputed here from the saved weights, image by image."""
+    checkpoint = torch.load(whole_run / "model_vgg_human/checkpoint.pt", weights_only=True)
+    network = utils.Network(utils.VGG16(0.02), 20, 100).eval()
+    network.load_state_dict(checkpoint["parts"]["network"])
+    images, labels = create_dataset.make_synthetic(train=False)
+    x = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
+    with torch.no_grad():
+        p = [logits.double().softmax(dim=1) for logits in network(x)]
+    row = curves(whole_run / "model_vgg_human")[-1]
+    for task, level, q in (("primary", 2, p[0]), ("auxiliary", 3, p[1])):
+        target = labels[:, level]
+        assert float(row[f"test_{task}_accuracy"]) == pytest.approx((q.argmax(1) == target).double().mean().item())
+        q = q[torch.arange(len(q)), target]
+        assert float(row[f"test_{task}_loss"]) == pytest.approx((-((1 - q) ** 2) * q.log()).mean().item(), rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole_run):
+    assert run_script("model_vgg_single", *TINY, "--out", "again") == 0
+    assert_same_run("again", whole_run / "model_vgg_single")
+    assert run_script("model_vgg_single", *TINY, "--out", "other", "--seed", 1) == 0
+    assert curves("other") != curves(whole_run / "model_vgg_single")
+
+
+def test_learning_rates_are_halved_after_every_50_epochs_from_the_papers_values(monkeypatch):
+    monkeypatch.setitem(SCRIPTS["model_vgg_maxl"].SETTINGS, "halve_every", 2)
+    assert run_script("model_vgg_maxl", *TINY, "--train-images", 100, "--epochs", 5, "--out", "r") == 0
+    rates = [(float(row["learning_rate"]), float(row["label_learning_rate"])) for row in curves("r")]
+    assert rates == [(0.01, 0.001)] * 2 + [(0.005, 0.0005)] * 2 + [(0.0025, 0.00025)]
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_shorter_run_resumed_is_the_longer_run_to_the_bit(name, whole_run):
+    assert run_script(name, *TINY, "--epochs", 1, "--out", "r") == 0
+    assert run_script(name, *TINY, "--resume", "--out", "r") == 0
+    assert_same_run("r", whole_run / name)
+    settings = json.loads(Path("r/settings.json").read_text())
+    assert [session["after_epoch"] for session in settings["sessions"]] == [0, 1]
+
+
+class Killed(BaseException):
+    """Ends the script where it stands, as kill -9 does: no handler of the script's own takes it."""
+
+
+@pytest.mark.parametrize("call", range(1, 14))
+def test_killed_at_any_file_operation_it_resumes_to_the_bit(call, whole_run, monkeypatch):
+    """The process ends at the nth rename or sync of a run, among them half-way through writing a checkpoint."""
+    count = 0
+
+    def dying(function):
+        def wrapper(*arguments, **options):
+            nonlocal count
+            count += 1
+            if count == call:
+                raise Killed
+            return function(*arguments, **options)
+
+        return wrapper
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying(os.replace))
+        patch.setattr(os, "fsync", dying(os.fsync))
+        with pytest.raises(Killed):
+            run_script("model_vgg_single", *TINY, "--out", "r")
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+@pytest.mark.parametrize(
+    "stop, code, said",
+    [
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        (signal.SIGTERM, 143, "stopped by SIGTERM; --resume"),
+        (signal.SIGINT, 130, "stopped by Ctrl-C; --resume"),
+    ],
+)
+def test_a_stopped_process_resumes_to_the_bit(stop, code, said, whole_run):
+    process = script_process("model_vgg_maxl", *TINY, "--out", "r")
+    deadline = time.monotonic() + 120
+    while not Path("r/curves.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.3)  # somewhere in the second epoch
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert said in errors and "Traceback" not in errors
+    assert 1 <= len(curves("r")) < 3
+    assert run_script("model_vgg_maxl", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_maxl")
+
+
+def test_max_minutes_saves_and_ends_with_its_own_exit_code(whole_run, monkeypatch, capsys):
+    """The clock is turned forward: an hour for every epoch, with two hours and a half to go."""
+    clock, real = 0.0, time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: real() + clock)
+    evaluate = utils.evaluate
+
+    def slow(*arguments):
+        nonlocal clock
+        clock += 3600
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(utils, "evaluate", slow)
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--max-minutes", 150) == 3
+    assert len(curves("r")) == 2
+    assert "saved up to epoch 2" in capsys.readouterr().out
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume", "--max-minutes", 150) == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_max_minutes_ends_an_epoch_that_outlasts_it(whole_run, capsys):
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--max-minutes", 1e-5) == 3
+    assert "no epoch was finished, so nothing is saved yet" in capsys.readouterr().out
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert "no checkpoint was written in r yet; starting from the beginning" in capsys.readouterr().out
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning_and_says_so(whole_run, capsys):
+    assert run_script("model_vgg_single", *TINY, "--out", "new", "--resume") == 0
+    assert "no checkpoint was written in new yet; starting from the beginning" in capsys.readouterr().out
+    assert_same_run("new", whole_run / "model_vgg_single")
+
+
+def test_resuming_a_finished_run_changes_nothing(capsys):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r") == 0
+    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r", "--resume") == 0
+    assert "finished: test accuracy" in capsys.readouterr().out
+    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+
+
+def test_resuming_a_longer_run_than_asked_for_is_refused(capsys):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r", "--resume") == 2
+    assert "r/checkpoint.pt has 2 epochs already; give --epochs 2 or more" in capsys.readouterr().err
+
+
+# --- damage, full disks, other experiments ----------------------------------------------------------
+
+
+def flip_a_bit(path, where):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * where)] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path, where):
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * where)])
+
+
+@pytest.mark.parametrize("damage, where", [(flip_a_bit, 0.3), (flip_a_bit, 0.7), (cut, 0.5), (cut, 0.999), (cut, 0.0)])
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(damage, where, whole_run, capsys):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
+    damage(Path("r/checkpoint.pt"), where)
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    said = capsys.readouterr()
+    assert "r/checkpoint.pt is damaged; r/checkpoint.previous.pt is used in its place" in said.err
+    assert "after epoch 1" in said.out
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_with_every_checkpoint_damaged_the_run_is_refused_and_left_alone(capsys):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        cut(Path("r") / name, 0.5)
+    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 2
+    error = capsys.readouterr().err
+    assert "r/checkpoint.pt and r/checkpoint.previous.pt: damaged" in error and "--overwrite" in error
+    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+
+
+def test_curves_without_a_checkpoint_are_not_written_over(capsys):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r") == 0
+    Path("r/checkpoint.pt").unlink()
+    before = curves("r")
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 2
+    assert "has curves but no checkpoint" in capsys.readouterr().err
+    assert curves("r") == before
+
+
+def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(whole_run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+
+        def full(descriptor):
+            """The disk is full when the second checkpoint is written."""
+            if Path("r/checkpoint.pt").exists() and Path("r/checkpoint.pt.tmp").exists():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "fsync", full)
+        assert run_script("model_vgg_single", *TINY, "--out", "r") == 2
+    error = capsys.readouterr().err
+    assert "checkpoint.pt could not be written (No space left on device)" in error and error.count("\n") == 1
+    assert len(torch.load("r/checkpoint.pt", weights_only=True)["rows"]) == 1
+    assert not list(Path("r").glob("*.tmp"))
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+@pytest.mark.parametrize(
+    "name, changed, said",
+    [
+        ("model_vgg_single", ["--seed", 1], "seed was 0, now 1"),
+        (
+            "model_vgg_single",
+            ["--width", 0.04, "--batch-size", 60],
+            "batch_size was 50, now 60; width was 0.02, now 0.04",
+        ),
+        ("model_vgg_human", [], "script was model_vgg_single, now model_vgg_human"),
+    ],
+)
+def test_another_experiments_checkpoint_is_refused_with_what_differs(name, changed, said, capsys):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r") == 0
+    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    capsys.readouterr()
+    assert run_script(name, *TINY, *changed, "--out", "r", "--resume") == 2
+    error = capsys.readouterr().err
+    assert "is of another experiment" in error and said in error and error.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+
+
+def test_an_existing_folder_is_kept_unless_a_plain_word_says_otherwise(whole_run, capsys):
+    Path("r").mkdir()
+    Path("r/notes.txt").write_text("mine")
+    assert run_script("model_vgg_single", *TINY, "--out", "r") == 2
+    assert "r is there already and is not overwritten" in capsys.readouterr().err
+    assert [p.name for p in Path("r").iterdir()] == ["notes.txt"]
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--overwrite", "--seed", 1) == 0
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--overwrite") == 0
+    assert Path("r/notes.txt").read_text() == "mine"
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+@pytest.mark.parametrize("where", ["train", "meta"])
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_iteration(where, monkeypatch, capsys):
+    """In epoch 2 (6 iterations a pass), at the fourth iteration of the pass."""
+    script, step = SCRIPTS["model_vgg_maxl"], {"train": utils, "meta": SCRIPTS["model_vgg_maxl"]}[where]
+    function = {"train": "multi_task_step", "meta": "meta_training_step"}[where]
+    original, calls = getattr(step, function), 0
+
+    def broken(*arguments, **options):
+        nonlocal calls
+        calls += 1
+        metrics = original(*arguments, **options)
+        return {k: v * float("nan") if calls == 6 + 4 else v for k, v in metrics.items()}
+
+    monkeypatch.setattr(step, function, broken)
+    assert script.SETTINGS["learning_rate"] == 0.01
+    assert run_script("model_vgg_maxl", *TINY, "--out", "r") == 2
+    error = capsys.readouterr().err
+    assert f"became NaN or infinite in epoch 2, iteration 4 of the {where} pass; saved up to epoch 1" in error
+    assert len(curves("r")) == 1
+    assert all(
+        torch.isfinite(v).all()
+        for v in flatten(torch.load("r/checkpoint.pt", weights_only=True)).values()
+        if torch.is_tensor(v) and v.is_floating_point()
+    )
+
+
+def test_weights_that_are_not_finite_are_never_saved(monkeypatch, capsys):
+    """Those of the label generator after its very last update, which no loss of the epoch has seen."""
+    script = SCRIPTS["model_vgg_maxl"]
+    original, calls = script.meta_training_step, 0
+
+    def broken(network, label_generator, *arguments):
+        nonlocal calls
+        calls += 1
+        metrics = original(network, label_generator, *arguments)
+        if calls == 12:
+            next(label_generator.parameters()).data.fill_(float("inf"))
+        return metrics
+
+    monkeypatch.setattr(script, "meta_training_step", broken)
+    assert run_script("model_vgg_maxl", *TINY, "--out", "r") == 2
+    assert "a weight of label_generator: NaN or infinite at the end of epoch 2" in capsys.readouterr().err
+    assert len(torch.load("r/checkpoint.pt", weights_only=True)["rows"]) == 1
