@@ -621,24 +621,21 @@ def plot_curves(rows, title, file):
     """Draw curves.png: accuracies, losses and, for MAXL, the generated labels, over the epochs."""
     from matplotlib.figure import Figure
 
-    def label(name):
-        return name.replace("_", " ").removesuffix(" accuracy").removesuffix(" loss")
-
-    panels = {
-        "accuracy (%)": [name for name in rows[0] if name.endswith("_accuracy")],
-        "focal loss": [name for name in rows[0] if name.endswith("_loss")],
-        "generated labels": [name for name in rows[0] if name.endswith(("_entropy", "_used"))],
-    }
+    panels = {"accuracy (%)": "_accuracy", "focal loss": "_loss"}
+    panels |= {"entropy of the generated labels (nats)": "_entropy", "auxiliary classes used (%)": "_used"}
+    panels = {heading: [name for name in rows[0] if name.endswith(ending)] for heading, ending in panels.items()}
     panels = {heading: names for heading, names in panels.items() if names}
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
     figure.suptitle(title)
     epochs = [row["epoch"] for row in rows]
     for axes, (heading, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for name in names:
-            factor = 100 if heading.startswith("accuracy") else 1
-            style = "-" if name.startswith("test") else "--"
-            axes.plot(epochs, [factor * row[name] for row in rows], style, label=label(name), marker=".", markersize=3)
+            colour = "tab:orange" if "auxiliary" in name or "mean" in name else "tab:blue"
+            style = {"test": "-", "train": "--", "meta": ":"}[name.split("_")[0]]
+            values = [100 * row[name] if "%" in heading else row[name] for row in rows]
+            axes.plot(epochs, values, style, color=colour, label=name.replace("_", " "), marker=".", markersize=3)
         axes.set(xlabel="epoch", ylabel=heading)
+        axes.set_ylim(bottom=0, top=102 if "used" in heading else None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)

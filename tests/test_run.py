@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import time
@@ -86,6 +87,38 @@ def test_learning_rates_are_halved_after_every_50_epochs_from_the_papers_values(
     assert run_script("model_vgg_maxl", *TINY, "--train-images", 100, "--epochs", 5, "--out", "r") == 0
     rates = [(float(row["learning_rate"]), float(row["label_learning_rate"])) for row in curves("r")]
     assert rates == [(0.01, 0.001)] * 2 + [(0.005, 0.0005)] * 2 + [(0.0025, 0.00025)]
+
+
+def test_optimizers_and_initial_weights_are_the_published_ones(monkeypatch):
+    """Plain SGD; Xavier uniform for the multi-task network, Xavier normal and weight decay for the label generator."""
+    for rate in ("learning_rate", "label_learning_rate"):  # with rates of 0 the saved weights are the initial ones
+        monkeypatch.setitem(SCRIPTS["model_vgg_maxl"].SETTINGS, rate, 0.0)
+    assert run_script("model_vgg_maxl", *TINY, "--width", 0.1, "--epochs", 1, "--out", "r") == 0
+    parts = torch.load("r/checkpoint.pt", weights_only=True)["parts"]
+    for name, weight_decay in (("optimizer", 0), ("label_optimizer", 5e-4)):
+        (group,) = parts[name]["param_groups"]
+        assert (group["momentum"], group["dampening"], group["nesterov"]) == (0, 0, False)
+        assert group["weight_decay"] == weight_decay
+    for name, uniform in (("network", True), ("label_generator", False)):
+        weight = parts[name]["trunk.layers.34.weight"]  # a convolution of 51 to 51 channels
+        std = math.sqrt(2 / (2 * 51 * 9))
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+        assert (weight.abs().max().item() <= math.sqrt(3) * std) == uniform
+
+
+def test_an_epoch_is_a_pass_of_multi_task_steps_then_one_of_meta_steps(monkeypatch):
+    """Algorithm 1, with 300 images in batches of 50."""
+    maxl, order = SCRIPTS["model_vgg_maxl"], []
+    for module, name in ((utils, "multi_task_step"), (maxl, "meta_training_step")):
+        original = getattr(module, name)
+
+        def logged(*arguments, original=original, name=name):
+            order.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(module, name, logged)
+    assert run_script("model_vgg_maxl", *TINY, "--epochs", 2, "--out", "r") == 0
+    assert order == (["multi_task_step"] * 6 + ["meta_training_step"] * 6) * 2
 
 
 # --- resuming -------------------------------------------------------------------------------------
