@@ -542,12 +542,13 @@ class Meter:
 
 
 def read_checkpoint(path):
-    """The content of a checkpoint file, on the CPU; None where the file is damaged or only half written."""
+    """The content of a checkpoint file, on the CPU; None where it is damaged, half written or not of these scripts."""
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums, zipfile does
             if archive.testzip() is not None:
                 return None
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return checkpoint if {"settings", "rows", "parts"} <= checkpoint.keys() else None
     except OSError:
         raise
     except Exception:  # whatever a damaged file makes of zipfile, pickle and torch

@@ -244,7 +244,13 @@ def cut(path, where):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * where)])
 
 
-@pytest.mark.parametrize("damage, where", [(flip_a_bit, 0.3), (flip_a_bit, 0.7), (cut, 0.5), (cut, 0.999), (cut, 0.0)])
+def foreign(path, _):
+    torch.save([torch.zeros(3)], path)
+
+
+@pytest.mark.parametrize(
+    "damage, where", [(flip_a_bit, 0.3), (flip_a_bit, 0.7), (cut, 0.5), (cut, 0.999), (cut, 0.0), (foreign, 0)]
+)
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used(damage, where, whole_run, capsys):
     assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
     damage(Path("r/checkpoint.pt"), where)
