@@ -4,6 +4,7 @@ Three parts, top to bottom: the hierarchy; the two datasets (CIFAR-100, and a sy
 the same labels); a split held on the training device that hands out augmented, scaled batches.
 """
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -182,18 +183,21 @@ def load_cifar100(root):
     where the data is neither there nor to be had.
     """
     root = Path(root).expanduser()
-    root_existed = root.exists()
+    new_folders = [path for path in (root, *root.parents) if not path.exists()]
     try:
         splits = [CIFAR100(root, train=train, download=True) for train in (True, False)]
     except InputError:
         raise
     except (OSError, RuntimeError, EOFError) as error:
         archive = root / CIFAR100.filename
-        state = "is damaged" if archive.exists() else "is not there"
-        if root.exists() and not root_existed and not any(root.iterdir()):
-            root.rmdir()
+        state = "is not there" if not archive.exists() else "is damaged"
+        if check_integrity(archive, CIFAR100.tgz_md5):
+            state = "is whole, but was not unpacked"
+        for path in new_folders:
+            with contextlib.suppress(OSError):  # stays where something is in it
+                path.rmdir()
         raise InputError(
-            f"CIFAR-100 is not in {root}, {archive} {state}, and the download failed ({error}). "
+            f"CIFAR-100 is not in {root}, {archive} {state}, and getting it failed ({error}). "
             f"Three ways out: put the archive ({CIFAR100.url}) there; name the folder that holds "
             f"{CIFAR100.base_folder}/ with --data-root; or train on generated images with --dataset synthetic"
         ) from None
@@ -230,7 +234,8 @@ def make_synthetic(train=True, seed=0):
 def balanced_subset(labels, count, seed=0):
     """Indices (int64, ascending) of `count` images, the same number (to within one) of every fine class.
 
-    labels: int64 (N, 4). Raises InputError where some class would be empty or has too few images.
+    labels: int64 (N, 4) of a split with as many images of one fine class as of another, as both datasets' are.
+    Raises InputError unless `count` is between one image of each fine class and all images.
     """
     fine = labels[:, -1].numpy()
     classes = LEVEL_CLASSES[-1]

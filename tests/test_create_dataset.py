@@ -343,7 +343,7 @@ def test_a_failed_download_names_the_three_ways_out_and_leaves_no_folder(tmp_pat
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
-    root = tmp_path / "data"
+    root = tmp_path / "new" / "data"
     with pytest.raises(InputError) as error:
         load_cifar100(root)
     text = str(error.value)
