@@ -1,14 +1,17 @@
 """Shared by the tests: tiny runs of the real scripts, in this process or in one of their own."""
 
 import csv
+import functools
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
+import create_dataset
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
@@ -30,9 +33,16 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+generate_once = functools.cache(create_dataset.make_synthetic)
+
+
 def run_script(name, *arguments):
-    """main() of a script under utils.run_main, as its __main__ block has it; returns the exit code."""
-    return utils.run_main(SCRIPTS[name].main, [str(a) for a in arguments])
+    """main() of a script under utils.run_main, as its __main__ block has it; returns the exit code.
+
+    The synthetic images are generated once for all runs of this process, to save time.
+    """
+    with mock.patch.object(create_dataset, "make_synthetic", generate_once):
+        return utils.run_main(SCRIPTS[name].main, [str(a) for a in arguments])
 
 
 def script_process(name, *arguments, **options):
