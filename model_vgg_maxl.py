@@ -8,13 +8,16 @@ Not yet run at full length.
 """
 
 import argparse
+import contextlib
 import math
 import sys
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch.autograd import forward_ad
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 import create_dataset
 import utils
@@ -35,7 +38,8 @@ SETTINGS = {
     "halve_every": 50,  # epochs after which both learning rates are halved (App. B)
     "focal_gamma": 2.0,  # γ, eq. 1
     "entropy_weight": 0.2,  # λ, eq. 5 (App. B)
-    "meta_gradient": "forward-mode",  # or "double-backward": the same gradient, Algorithm 1 to the letter
+    "meta_gradient": "forward-mode",  # or "double-backward", the same gradient, or "finite-difference", not the same
+    "difference_step": 0.01,  # of finite-difference, over ‖v‖
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -91,7 +95,15 @@ def negative_entropy(labels):
 
 
 def meta_gradient(
-    network, label_generator, images, primary, step_length, entropy_weight=0.2, gamma=2.0, method="forward-mode"
+    network,
+    label_generator,
+    images,
+    primary,
+    step_length,
+    entropy_weight=0.2,
+    gamma=2.0,
+    method="forward-mode",
+    difference_step=0.01,
 ):
     """∇_θ2 of L_pri(θ1⁺) + λ𝓗(y), eqs. 3 to 5; neither network's weights are changed.
 
@@ -99,10 +111,12 @@ def meta_gradient(
     method: "double-backward" differentiates through θ1⁺, as Algorithm 1 has it. "forward-mode" gives the same
     gradient without a second-order graph: the auxiliary loss is linear in the labels, so with v = ∇L_pri(θ1⁺)
         ∂L_pri(θ1⁺)/∂y_nk = -(α/N) D_v ℓ_nk(θ1),    D_v the derivative along v: one forward-mode pass.
+    "finite-difference" replaces D_v by a central difference with step difference_step / ‖v‖: an approximation, here
+    for comparison. These two run the network at θ1 again, so one that draws at random (dropout) needs double-backward.
 
     Returns (gradients, a tuple in the order of label_generator.parameters(); the look-ahead primary loss and the
     entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
-    forward at θ1 and at θ2; the look-ahead works on a copy. Raises ValueError for an unknown method.
+    forward at θ1 and at θ2; everything else works on a copy. Raises ValueError for an unknown method.
     """
     if method not in META_GRADIENTS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(META_GRADIENTS)}")
@@ -111,7 +125,8 @@ def meta_gradient(
 
     # θ1⁺ (eq. 4), as a function of the labels only where the graph is to be differentiated again
     second_order = method == "double-backward"
-    primary_logits, auxiliary_logits = network(images)
+    with RememberedLayers() if method == "forward-mode" else contextlib.nullcontext() as layers:
+        primary_logits, auxiliary_logits = network(images)
     loss = utils.focal_loss(primary_logits, primary, gamma)
     loss = loss + utils.focal_loss(auxiliary_logits, labels if second_order else labels.detach(), gamma)
     gradients = torch.autograd.grad(loss, theta1.values(), create_graph=second_order)
@@ -126,10 +141,17 @@ def meta_gradient(
     else:
         # The auxiliary head is not in L_pri, its part of v is zero.
         v = torch.autograd.grad(lookahead_loss, theta1_plus.values(), materialize_grads=True)
-        with torch.no_grad(), forward_ad.dual_level():
-            dual = {name: forward_ad.make_dual(p.detach(), t) for (name, p), t in zip(theta1.items(), v)}
-            losses = utils.focal_losses(functional_call(network, (dual, statistics), (images,))[1], gamma)
-            directional = forward_ad.unpack_dual(losses).tangent  # D_v ℓ_nk(θ1)
+
+        def auxiliary_losses(theta):
+            return utils.focal_losses(functional_call(network, (theta, statistics), (images,))[1], gamma)  # ℓ_nk
+
+        theta1 = {name: p.detach() for name, p in theta1.items()}
+        v = dict(zip(theta1, v))
+        with torch.no_grad():  # D_v ℓ_nk(θ1)
+            if method == "forward-mode":
+                directional = derivative_along(auxiliary_losses, theta1, v, layers)
+            else:
+                directional = central_difference(auxiliary_losses, theta1, v, difference_step)
         objective = -step_length / len(images) * (labels * directional).sum()  # has the gradient of L_pri(θ1⁺)
 
     entropy = negative_entropy(labels)
@@ -137,28 +159,66 @@ def meta_gradient(
     return gradients, {"lookahead_primary_loss": lookahead_loss.detach(), "mean_label_entropy": -entropy.detach()}
 
 
-META_GRADIENTS = ("forward-mode", "double-backward")
+META_GRADIENTS = ("forward-mode", "double-backward", "finite-difference")
 
 
-def meta_training_step(
-    network,
-    label_generator,
-    optimizer,
-    label_optimizer,
-    images,
-    primary,
-    entropy_weight=0.2,
-    gamma=2.0,
-    method="forward-mode",
-):
+def derivative_along(function, theta, v, layers):
+    """D_v of function(theta), exact: one pass of forward-mode differentiation, with the outputs that `layers` has."""
+    with forward_ad.dual_level(), layers.spare():
+        dual = {name: forward_ad.make_dual(p, v[name]) for name, p in theta.items()}
+        return forward_ad.unpack_dual(function(dual)).tangent
+
+
+def central_difference(function, theta, v, step):
+    """D_v of function(theta), approximated by (f(θ + εv) - f(θ - εv)) / 2ε with ε = step / ‖v‖."""
+    epsilon = step / torch.stack([t.norm() for t in v.values()]).norm()
+    ahead, behind = (function({name: p + sign * epsilon * v[name] for name, p in theta.items()}) for sign in (1, -1))
+    return (ahead - behind) / (2 * epsilon)
+
+
+class RememberedLayers(TorchFunctionMode):
+    """Remembers the outputs of the convolutions and linear layers at θ1, and spares the pass along v to redo them.
+
+    They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v: the derivative needs no x ∗ w, only the layers behind do. So the
+    pass along v costs two convolutions for each one of a forward, 2F, in place of 3F. Any network will do.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.outputs, self.sparing = [], False
+
+    def spare(self):
+        """self, to be entered for the pass along v, which has to run the layers in the same order."""
+        self.sparing = True
+        return self
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function not in (F.conv2d, F.linear):
+            return function(*args, **(kwargs or {}))
+        x, weight, bias, *options = args
+        if not self.sparing:
+            output = function(x, weight, bias, *options)
+            self.outputs.append((output.detach(), output._version))
+            return output
+        (x, dx), (weight, dweight) = forward_ad.unpack_dual(x), forward_ad.unpack_dual(weight)
+        bias, dbias = (None, None) if bias is None else forward_ad.unpack_dual(bias)
+        output, version = self.outputs.pop(0)
+        if output._version != version:  # a layer behind it worked in place
+            output = function(x, weight, bias, *options)
+        tangent = function(x, dweight, dbias, *options)
+        if dx is not None:  # the images do not depend on θ1
+            tangent = tangent + function(dx, weight, None, *options)
+        return forward_ad.make_dual(output, tangent)
+
+
+def meta_training_step(network, label_generator, optimizer, label_optimizer, images, primary, **options):
     """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name.
 
-    optimizer: the multi-task network's, read for its learning rate, not stepped. The rest as in `meta_gradient`.
+    optimizer: the multi-task network's, read for its learning rate, not stepped. options: entropy_weight, gamma,
+    method and difference_step, as in `meta_gradient`.
     """
     step_length = optimizer.param_groups[0]["lr"]  # α is the multi-task network's own, scheduled, rate
-    gradients, metrics = meta_gradient(
-        network, label_generator, images, primary, step_length, entropy_weight, gamma, method
-    )
+    gradients, metrics = meta_gradient(network, label_generator, images, primary, step_length, **options)
     for parameter, gradient in zip(label_generator.parameters(), gradients):
         parameter.grad = gradient
     label_optimizer.step()
@@ -185,19 +245,13 @@ def train_epoch(network, label_generator, optimizer, batches, primary_level, gam
     return meter.averages() | {"train_auxiliary_classes_used": used.double().mean().item()}
 
 
-def meta_epoch(
-    network, label_generator, optimizer, label_optimizer, batches, primary_level, entropy_weight, gamma, method, meter
-):
+def meta_epoch(network, label_generator, optimizer, label_optimizer, batches, primary_level, meter, **options):
     """Second pass: update θ2 by the primary loss at θ1⁺ (eqs. 3 to 5); returns its averages by column name."""
     network.train()
     label_generator.train()
     for images, targets in batches:
-        primary = targets[:, primary_level]
-        meter.add(
-            meta_training_step(
-                network, label_generator, optimizer, label_optimizer, images, primary, entropy_weight, gamma, method
-            )
-        )
+        step = network, label_generator, optimizer, label_optimizer, images, targets[:, primary_level]
+        meter.add(meta_training_step(*step, **options))
     return meter.averages()
 
 
@@ -247,7 +301,11 @@ def parse(argv=None):
     )  # fmt: skip
     parser.add_argument(
         "--meta-gradient", choices=META_GRADIENTS,
-        help="how the label generator's gradient is computed; both are exact (default: %(default)s)",
+        help="how the label generator's gradient is computed; the first two are exact (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--difference-step", type=float, metavar="E",
+        help="step of finite-difference, over the norm of the direction (default: %(default)s)",
     )  # fmt: skip
     settings = utils.parse_settings(parser, SETTINGS, argv)
     check_psi(settings.psi, settings.primary_level)
@@ -255,6 +313,8 @@ def parse(argv=None):
         raise utils.InputError(
             f"--entropy-weight {settings.entropy_weight} is out of range; give 0 or a positive number"
         )
+    if not (math.isfinite(settings.difference_step) and settings.difference_step > 0):
+        raise utils.InputError(f"--difference-step {settings.difference_step} is out of range; give a positive number")
     return settings
 
 
@@ -295,8 +355,9 @@ def main(argv=None):
         row |= train_epoch(network, label_generator, optimizer, batches, level, gamma, run.meter("train"))
         batches = train.train_batches(settings.batch_size, generator)
         row |= meta_epoch(
-            network, label_generator, optimizer, label_optimizer, batches, level,
-            settings.entropy_weight, gamma, settings.meta_gradient, run.meter("meta"),
+            network, label_generator, optimizer, label_optimizer, batches, level, run.meter("meta"),
+            entropy_weight=settings.entropy_weight, gamma=gamma,
+            method=settings.meta_gradient, difference_step=settings.difference_step,
         )  # fmt: skip
         row |= utils.evaluate(network, test, [level], gamma)
         scheduler.step()

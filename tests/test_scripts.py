@@ -47,8 +47,8 @@ def test_the_six_pairs_of_figure_3(primary, auxiliary):
 @pytest.mark.parametrize(
     "text, psi", [("2,3,4", [2, 3, 4]), ("5*3", [5, 5, 5]), ("4*2,3", [4, 4, 3]), ("1,1,7", [1, 1, 7])]
 )
-@pytest.mark.parametrize("method", ["forward-mode", "double-backward"])
-def test_any_psi_at_3_classes_by_both_gradients(text, psi, method):
+@pytest.mark.parametrize("method", ["forward-mode", "double-backward", "finite-difference"])
+def test_any_psi_at_3_classes_by_every_gradient(text, psi, method):
     few = [*TINY, "--epochs", 1, "--train-images", 100, "--primary-level", 0, "--meta-gradient", method]
     assert run_script("model_vgg_maxl", *few, "--psi", text, "--out", "r") == 0
     assert json.loads(Path("r/settings.json").read_text())["psi"] == psi
@@ -85,7 +85,7 @@ def test_help_explains_every_option_with_its_default(name, capsys):
     options = ["data-root", "dataset", "primary-level", "epochs", "batch-size", "width", "train-images", "seed",
                "device", "out", "resume", "overwrite", "max-minutes", "quick"]  # fmt: skip
     options += {"model_vgg_human": ["auxiliary-level"]}.get(name, [])
-    options += {"model_vgg_maxl": ["psi", "entropy-weight", "meta-gradient"]}.get(name, [])
+    options += {"model_vgg_maxl": ["psi", "entropy-weight", "meta-gradient", "difference-step"]}.get(name, [])
     body = text.split("options:", 1)[1]
     for option in options:
         assert f"--{option}" in body
@@ -105,6 +105,7 @@ BAD_INPUT = [
     ("model_vgg_maxl", ["--psi", "5*999999999999"], "has to repeat 1 to 100 times"),
     ("model_vgg_maxl", ["--entropy-weight", "nan"], "--entropy-weight nan is out of range"),
     ("model_vgg_maxl", ["--entropy-weight", -1], "--entropy-weight -1.0 is out of range"),
+    ("model_vgg_maxl", ["--difference-step", 0], "--difference-step 0.0 is out of range"),
     ("model_vgg_maxl", ["--meta-gradient", "hessian"], "invalid choice: 'hessian'"),
     ("model_vgg_human", ["--auxiliary-level", 2], "auxiliary level 2 is not finer than primary level 2"),
     ("model_vgg_human", ["--auxiliary-level", 0], "auxiliary level 0 is not finer than primary level 2"),
