@@ -193,16 +193,18 @@ class RememberedLayers(TorchFunctionMode):
         return self
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function not in (F.conv2d, F.linear):
+        if function not in (F.conv2d, F.linear) or kwargs:
             return function(*args, **(kwargs or {}))
-        x, weight, bias, *options = args
         if not self.sparing:
-            output = function(x, weight, bias, *options)
+            output = function(*args)
             self.outputs.append((output.detach(), output._version))
             return output
+        output, version = self.outputs.pop(0)
+        x, weight, bias, *options = args if len(args) > 2 else (*args, None)
         (x, dx), (weight, dweight) = forward_ad.unpack_dual(x), forward_ad.unpack_dual(weight)
         bias, dbias = (None, None) if bias is None else forward_ad.unpack_dual(bias)
-        output, version = self.outputs.pop(0)
+        if dweight is None:  # a fixed filter, no weight of θ1
+            return function(*args)
         if output._version != version:  # a layer behind it worked in place
             output = function(x, weight, bias, *options)
         tangent = function(x, dweight, dbias, *options)
