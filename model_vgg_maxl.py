@@ -129,8 +129,8 @@ def meta_gradient(
         primary_logits, auxiliary_logits = network(images)
     loss = utils.focal_loss(primary_logits, primary, gamma)
     loss = loss + utils.focal_loss(auxiliary_logits, labels if second_order else labels.detach(), gamma)
-    gradients = torch.autograd.grad(loss, theta1.values(), create_graph=second_order)
-    theta1_plus = {name: p - step_length * g for (name, p), g in zip(theta1.items(), gradients)}
+    theta1_plus = torch.autograd.grad(loss, theta1.values(), create_graph=second_order)
+    theta1_plus = {name: p - step_length * g for (name, p), g in zip(theta1.items(), theta1_plus)}
 
     # L_pri(θ1⁺) (eq. 3)
     statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}

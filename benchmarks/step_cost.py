@@ -1,0 +1,336 @@
+"""What a step of each method costs in time, memory and arithmetic, all rows interleaved in one run on one batch.
+
+    python -m benchmarks.step_cost                                        # on the GPU where there is one
+    python -m benchmarks.step_cost --device cpu --out results/benchmarks/cpu
+    python -m benchmarks.step_cost --scaling --out results/benchmarks/cpu # and how it grows, some minutes more
+
+Prints a Markdown table; with --out also writes step_cost.json, step_cost.md and step_cost.png. The images are random
+and of CIFAR-100's shape: the time of a step does not depend on what is in them. F is one forward pass of the
+multi-task network; the arithmetic is counted by torch, not estimated.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import create_dataset
+import model_vgg_maxl
+import model_vgg_single
+import utils
+
+TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # CIFAR-100's, for the cost of an epoch
+BATCHES = 10  # in a call of the rows "data and augmentation" and "test"
+
+
+class Bench:
+    """The networks, one batch, and every row of the table as a function of no arguments."""
+
+    def __init__(self, device, width=1.0, batch_size=100, psi=(5,) * 20, seed=0):
+        torch.manual_seed(seed)
+        self.device, self.batch_size, psi = device, batch_size, list(psi)
+
+        def network(*classes):
+            return utils.initialise(utils.Network(utils.VGG16(width), *classes), nn.init.xavier_uniform_).to(device)
+
+        self.single, self.network = network(len(psi)), network(len(psi), sum(psi))
+        self.generator = model_vgg_maxl.LabelGenerator(utils.VGG16(width), psi)
+        utils.initialise(self.generator, nn.init.xavier_normal_).to(device)
+        self.single_optimizer = torch.optim.SGD(self.single.parameters(), lr=0.01)
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01)
+        self.label_optimizer = torch.optim.SGD(self.generator.parameters(), lr=0.001, weight_decay=5e-4)
+
+        pixels = torch.randint(256, (BATCHES * batch_size, 32, 32, 3), dtype=torch.uint8)
+        labels = torch.randint(len(psi), (BATCHES * batch_size, 4))
+        self.split = create_dataset.Split(pixels, labels, device)
+        self.images, labels = next(self.split.train_batches(batch_size, torch.Generator().manual_seed(seed)))
+        self.primary = labels[:, 0].contiguous()
+        self.auxiliary = torch.randint(sum(psi), (batch_size,)).to(device)
+        side = 8192 if device.type == "cuda" else 2048
+        self.matrix = torch.randn(side, side, device=device)
+
+        self.rows = {
+            "matrix product": lambda: self.matrix @ self.matrix,
+            "data and augmentation": self.data,
+            "test": self.test,
+            "Single step": self.single_step,
+            "Human step": self.human_step,
+            "MAXL first pass": self.first_pass,
+        }
+        for method in model_vgg_maxl.META_GRADIENTS:
+            self.rows[f"MAXL second pass, {method}"] = lambda method=method: self.second_pass(method)
+
+    def data(self):
+        for _ in self.split.train_batches(self.batch_size, torch.Generator().manual_seed(0)):
+            pass
+
+    def test(self):
+        utils.evaluate(self.single, self.split, [0])
+        self.single.train()
+
+    def single_step(self):
+        model_vgg_single.single_step(self.single, self.single_optimizer, self.images, self.primary)
+
+    def human_step(self):
+        utils.multi_task_step(self.network, self.optimizer, self.images, self.primary, self.auxiliary)
+
+    def first_pass(self):
+        with torch.no_grad():
+            labels = self.generator(self.images, self.primary)
+        utils.multi_task_step(self.network, self.optimizer, self.images, self.primary, labels)
+
+    def second_pass(self, method):
+        step = self.network, self.generator, self.optimizer, self.label_optimizer, self.images, self.primary
+        model_vgg_maxl.meta_training_step(*step, method=method)
+
+    def seconds(self, row):
+        """Wall time of one call, with the device's work done before and after."""
+        synchronise = torch.cuda.synchronize if self.device.type == "cuda" else (lambda: None)
+        synchronise()
+        start = time.perf_counter()
+        self.rows[row]()
+        synchronise()
+        return time.perf_counter() - start
+
+    def operations(self, row):
+        """Floating-point operations of one call, counted by torch."""
+        with FlopCounterMode(display=False) as counter:
+            self.rows[row]()
+        return counter.get_total_flops()
+
+    def finite_difference_error(self):
+        """Relative error and cosine of the finite-difference gradient against the exact one, entropy left out."""
+        vectors = []
+        for method in ("forward-mode", "finite-difference"):
+            parts = self.network, self.generator, self.images, self.primary
+            gradients, _ = model_vgg_maxl.meta_gradient(*parts, 0.01, entropy_weight=0.0, method=method)
+            vectors.append(torch.cat([g.flatten() for g in gradients]).double())
+        exact, approximate = vectors
+        cosine = torch.cosine_similarity(exact, approximate, dim=0)
+        return {"relative_error": ((approximate - exact).norm() / exact.norm()).item(), "cosine": cosine.item()}
+
+
+def measure(bench, rows, repeats):
+    """Interleaved seconds of each row: {row: [seconds] * repeats}, after one round of warm-up."""
+    times = {row: [] for row in rows}
+    for repeat in range(repeats + 1):
+        for row in rows:
+            seconds = bench.seconds(row)
+            if repeat > 0:
+                times[row].append(seconds)
+    return times
+
+
+def peak_memory(bench, row):
+    """Bytes that a call of a row takes at its peak above what is held between calls; the first call is not counted."""
+    bench.rows[row]()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        base = torch.cuda.memory_allocated()
+        bench.rows[row]()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - base
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the process's peak anew
+    base = kibibytes_of_this_process("VmRSS")
+    bench.rows[row]()
+    return 1024 * (kibibytes_of_this_process("VmHWM") - base)
+
+
+def kibibytes_of_this_process(name):
+    """VmRSS, the resident memory now, or VmHWM, its peak."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split(f"{name}:")[1].split()[0])
+
+
+def memory_of_rows(bench, arguments, rows):
+    """Peak memory by row; on a CPU each row runs in a process of its own, whose peak is the row's (Linux only)."""
+    if bench.device.type == "cuda":
+        return {row: peak_memory(bench, row) for row in rows}
+    if platform.system() != "Linux":
+        return dict.fromkeys(rows)
+    command = [sys.executable, "-m", "benchmarks.step_cost", "--device", "cpu", "--width", str(arguments.width)]
+    command += ["--batch-size", str(arguments.batch_size), "--memory-of"]
+    root = Path(__file__).resolve().parent.parent
+    # Large blocks are given back to the system when freed, so that the peak is of memory in use.
+    here = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
+    return {row: int(subprocess.check_output([*command, row], cwd=root, env=here, text=True)) for row in rows}
+
+
+def step_costs(arguments, device):
+    """The whole table as a dict; see the keys for the units."""
+    bench = Bench(device, arguments.width, arguments.batch_size)
+    steps = [row for row in bench.rows if row.startswith(("Single", "Human", "MAXL"))]
+    times = measure(bench, bench.rows, arguments.repeats)
+    median = {row: statistics.median(seconds) for row, seconds in times.items()}
+    memory = memory_of_rows(bench, arguments, steps)
+    matrix_rate = 2 * len(bench.matrix) ** 3 / median["matrix product"]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        bench.network(bench.images)
+    forward = counter.get_total_flops()
+
+    table = {}
+    for row in steps:
+        operations = bench.operations(row)
+        table[row] = {
+            "seconds": median[row],
+            "fastest": min(times[row]),
+            "slowest": max(times[row]),
+            "times_single": median[row] / median["Single step"],
+            "forward_passes": operations / forward,
+            "flops_per_second": operations / median[row],
+            "share_of_matrix_rate": operations / median[row] / matrix_rate,
+            "memory_bytes": memory[row],
+        }
+    iterations, batch = TRAIN_IMAGES // arguments.batch_size, median["data and augmentation"] / BATCHES
+    test = median["test"] * TEST_IMAGES / (BATCHES * arguments.batch_size)
+    passes = {"Single": ["Single step"], "Human": ["Human step"]}
+    for method in model_vgg_maxl.META_GRADIENTS:
+        passes[f"MAXL, {method}"] = ["MAXL first pass", f"MAXL second pass, {method}"]
+    epochs = {name: sum(iterations * (median[row] + batch) for row in rows) + test for name, rows in passes.items()}
+    return {
+        "width": arguments.width,
+        "batch_size": arguments.batch_size,
+        "repeats": arguments.repeats,
+        "gflop_of_a_forward_per_image": forward / arguments.batch_size / 1e9,
+        "matrix_flops_per_second": matrix_rate,
+        "steps": table,
+        "data_seconds_per_batch": batch,
+        "data_share_of_a_single_epoch": iterations * batch / epochs["Single"],
+        "test_seconds": test,
+        "epoch_seconds_from_the_medians": epochs,
+        "epoch_times_single": {name: seconds / epochs["Single"] for name, seconds in epochs.items()},
+        "finite_difference": bench.finite_difference_error(),
+    }
+
+
+def scaling(device, repeats, width, batch_size):
+    """Seconds of four rows as batch size, width and auxiliary classes grow, each from the given setting."""
+    rows = ["Single step", "MAXL first pass", "MAXL second pass, forward-mode", "MAXL second pass, double-backward"]
+    sweeps = {
+        "batch size": {n: {"batch_size": n} for n in sorted({max(2, batch_size * k // 4) for k in (1, 2, 4, 8)})},
+        "width": {w: {"width": w} for w in sorted({width / 4, width / 2, width})},
+        "auxiliary classes": {20 * k: {"psi": (k,) * 20} for k in (1, 5, 25, 100)},
+    }
+    result = {}
+    for name, settings in sweeps.items():
+        result[name] = {}
+        for value, changed in settings.items():
+            bench = Bench(device, **({"width": width, "batch_size": batch_size} | changed))
+            times = measure(bench, rows, repeats)
+            result[name][value] = {row: statistics.median(seconds) for row, seconds in times.items()}
+    return result
+
+
+def markdown(results):
+    """The table as Markdown."""
+    where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["environment"].items())
+    lines = [
+        f"`{results['command']}`",
+        "",
+        f"{where}.",
+        "",
+        f"Width {results['width']}, batches of {results['batch_size']}, median of {results['repeats']} interleaved "
+        f"rounds after one of warm-up. One forward pass F is {results['gflop_of_a_forward_per_image']:.3f} GFLOP an "
+        f"image; a matrix product runs at {results['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s here.",
+        "",
+        "| step | seconds (fastest to slowest) | × Single | in F | GFLOP/s | of the matrix rate | memory, MiB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row, cost in results["steps"].items():
+        memory = "" if cost["memory_bytes"] is None else f"{cost['memory_bytes'] / 2**20:.0f}"
+        lines.append(
+            f"| {row} | {cost['seconds']:.4f} ({cost['fastest']:.4f} to {cost['slowest']:.4f}) "
+            f"| {cost['times_single']:.2f} | {cost['forward_passes']:.2f} | {cost['flops_per_second'] / 1e9:.0f} "
+            f"| {cost['share_of_matrix_rate']:.0%} | {memory} |"
+        )
+    lines += ["", "| epoch, from the medians above | seconds | × Single |", "|---|---|---|"]
+    for name, seconds in results["epoch_seconds_from_the_medians"].items():
+        lines.append(f"| {name} | {seconds:.1f} | {results['epoch_times_single'][name]:.2f} |")
+    error = results["finite_difference"]
+    lines += [
+        "",
+        f"An epoch is {TRAIN_IMAGES // results['batch_size']} iterations of each pass, with data and augmentation "
+        f"({results['data_share_of_a_single_epoch']:.2%} of a Single epoch) and the test "
+        f"({results['test_seconds']:.1f} s). Memory is the peak of a step above what is held between steps.",
+        "",
+        f"The finite-difference gradient is off the exact one by {error['relative_error']:.2f} of its length, cosine "
+        f"{error['cosine']:.3f}.",
+    ]
+    for name, values in results.get("scaling", {}).items():
+        rows = list(next(iter(values.values())))
+        lines += ["", f"| {name} | " + " | ".join(f"{row}, s" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+        lines += [
+            f"| {value} | " + " | ".join(f"{cost[row]:.4f}" for row in rows) + " |" for value, cost in values.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def chart(results, path):
+    """Bars: time of each step in Single steps, beside what its arithmetic alone would take; and its memory."""
+    from matplotlib.figure import Figure
+
+    steps = results["steps"]
+    names, places = list(steps), range(len(steps))
+    single = steps["Single step"]["forward_passes"]
+    figure = Figure(figsize=(11, 0.55 * len(names) + 1.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(places, [cost["times_single"] for cost in steps.values()], color="tab:blue")
+    arithmetic = [cost["forward_passes"] / single for cost in steps.values()]
+    left.plot(arithmetic, places, "k|", markersize=16, markeredgewidth=2, label="its arithmetic alone")
+    left.set(yticks=places, yticklabels=names, xlabel="time, in Single steps")
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    left.invert_yaxis()
+    right.barh(places, [(cost["memory_bytes"] or math.nan) / 2**20 for cost in steps.values()], color="tab:orange")
+    right.set(xlabel="peak memory above what is held between steps (MiB)")
+    for axes in (left, right):
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv=None):
+    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add("--width", type=float, default=1.0, help="channel multiplier of VGG-16 (default: %(default)s)")
+    add("--batch-size", type=int, default=100, help="(default: %(default)s)")
+    add("--repeats", type=int, default=5, help="rounds, after one of warm-up (default: %(default)s)")
+    add("--scaling", action="store_true", help="also over batch size, width and auxiliary classes (default: off)")
+    add("--out", metavar="DIR", help="write step_cost.json, .md and .png there (default: print only)")
+    add("--memory-of", metavar="ROW", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.batch_size < 2 or arguments.repeats < 1 or not 1 / 64 <= arguments.width <= 16:
+        raise utils.InputError("--batch-size must be 2 or more, --repeats 1 or more, --width 1/64 to 16")
+    device = utils.select_device(arguments.device)
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+
+    if arguments.memory_of:
+        print(peak_memory(Bench(device, arguments.width, arguments.batch_size), arguments.memory_of))
+        return
+    command = " ".join(["python -m benchmarks.step_cost", *(sys.argv[1:] if argv is None else argv)])
+    results = {"command": command, "environment": utils.environment(device)} | step_costs(arguments, device)
+    if arguments.scaling:
+        results["scaling"] = scaling(device, arguments.repeats, arguments.width, arguments.batch_size)
+    print(markdown(results))
+    if arguments.out:
+        out = Path(arguments.out)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "step_cost.json").write_text(json.dumps(results, indent=2) + "\n")
+        (out / "step_cost.md").write_text(markdown(results))
+        chart(results, out / "step_cost.png")
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_main(main))
