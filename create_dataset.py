@@ -5,6 +5,7 @@ the same labels); a split held on the training device that hands out augmented, 
 """
 
 import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -154,7 +155,7 @@ class CIFAR100(torchvision.datasets.CIFAR100):
     """
 
     def __init__(self, root, train=True, transform=None, download=False):
-        root = Path(root).expanduser()
+        root = Path(os.path.expanduser(root))
         missing = []
         for name, md5 in [*self.train_list, *self.test_list, (self.meta["filename"], self.meta["md5"])]:
             path = root / self.base_folder / name
@@ -182,7 +183,9 @@ def load_cifar100(root):
     images: uint8 array (N, 32, 32, 3); labels: int64 tensor (N, 4). Raises InputError with the ways out
     where the data is neither there nor to be had.
     """
-    root = Path(root).expanduser()
+    root = Path(os.path.expanduser(root))
+    if root.name == CIFAR100.base_folder and (root / "train").exists():
+        raise InputError(f"{root} is the inner folder of the data; name the one it lies in, {root.parent}")
     new_folders = [path for path in (root, *root.parents) if not path.exists()]
     try:
         splits = [CIFAR100(root, train=train, download=True) for train in (True, False)]

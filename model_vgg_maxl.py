@@ -10,6 +10,7 @@ Not yet run at full length.
 import argparse
 import contextlib
 import math
+import re
 import sys
 
 import torch
@@ -114,13 +115,14 @@ def meta_gradient(
     "finite-difference" replaces D_v by a central difference with step difference_step / ‖v‖: an approximation, here
     for comparison. These two run the network at θ1 again, so one that draws at random (dropout) needs double-backward.
 
-    Returns (gradients, a tuple in the order of label_generator.parameters(); the look-ahead primary loss and the
-    entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
+    Returns (gradients, a tuple in the order of the label generator's trainable parameters; the look-ahead primary loss
+    and the entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
     forward at θ1 and at θ2; everything else works on a copy. Raises ValueError for an unknown method.
     """
     if method not in META_GRADIENTS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(META_GRADIENTS)}")
-    theta1 = dict(network.named_parameters())
+    theta1 = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    theta2 = [p for p in label_generator.parameters() if p.requires_grad]
     labels = label_generator(images, primary)  # the only place where θ2 enters
 
     # θ1⁺ (eq. 4), as a function of the labels only where the graph is to be differentiated again
@@ -129,7 +131,7 @@ def meta_gradient(
         primary_logits, auxiliary_logits = network(images)
     loss = utils.focal_loss(primary_logits, primary, gamma)
     loss = loss + utils.focal_loss(auxiliary_logits, labels if second_order else labels.detach(), gamma)
-    theta1_plus = torch.autograd.grad(loss, theta1.values(), create_graph=second_order)
+    theta1_plus = torch.autograd.grad(loss, theta1.values(), create_graph=second_order, materialize_grads=True)
     theta1_plus = {name: p - step_length * g for (name, p), g in zip(theta1.items(), theta1_plus)}
 
     # L_pri(θ1⁺) (eq. 3)
@@ -155,7 +157,7 @@ def meta_gradient(
         objective = -step_length / len(images) * (labels * directional).sum()  # has the gradient of L_pri(θ1⁺)
 
     entropy = negative_entropy(labels)
-    gradients = torch.autograd.grad(objective + entropy_weight * entropy, label_generator.parameters())
+    gradients = torch.autograd.grad(objective + entropy_weight * entropy, theta2, materialize_grads=True)
     return gradients, {"lookahead_primary_loss": lookahead_loss.detach(), "mean_label_entropy": -entropy.detach()}
 
 
@@ -217,11 +219,13 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
     """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name.
 
     optimizer: the multi-task network's, read for its learning rate, not stepped. options: entropy_weight, gamma,
-    method and difference_step, as in `meta_gradient`.
+    method and difference_step, as in `meta_gradient`. Raises ValueError where that optimizer has several rates.
     """
-    step_length = optimizer.param_groups[0]["lr"]  # α is the multi-task network's own, scheduled, rate
+    step_length, *others = {group["lr"] for group in optimizer.param_groups}  # α: the scheduled rate, as it is now
+    if others:
+        raise ValueError("the multi-task optimizer has several learning rates; eq. 4 has one step length α")
     gradients, metrics = meta_gradient(network, label_generator, images, primary, step_length, **options)
-    for parameter, gradient in zip(label_generator.parameters(), gradients):
+    for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
         parameter.grad = gradient
     label_optimizer.step()
     return metrics
@@ -265,23 +269,23 @@ def meta_epoch(network, label_generator, optimizer, label_optimizer, batches, pr
 def parse_psi(text):
     """ "2,3,4" or "5*20" (20 times 5), or both mixed, "5*19,4" -> list of ints."""
     psi = []
-    try:
-        for part in text.split(","):
-            size, _, times = part.partition("*")
-            if not 1 <= int(times or 1) <= 100:
-                raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 100 times; no level has more classes")
-            psi += [int(size)] * int(times or 1)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 2,3,4 or 5*20") from None
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(-?[0-9]{1,9})(?:\*([0-9]{1,9}))?\s*", part)
+        if not match:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 2,3,4 or 5*20")
+        size, times = int(match[1]), int(match[2] or 1)
+        if not 1 <= times <= 100:
+            raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 100 times; no level has more classes")
+        psi += [size] * times
     return psi
 
 
 def check_psi(psi, primary_level):
-    """Raise InputError unless ψ has one positive whole number for each class of the primary level."""
+    """Raise InputError unless ψ has one whole number, 1 to 1000, for each class of the primary level."""
     classes = create_dataset.LEVEL_CLASSES[primary_level]
-    if not all(type(size) is int and size >= 1 for size in psi):
+    if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
         raise utils.InputError(
-            f"psi {psi} must hold whole numbers of 1 or more: each primary class's auxiliary classes"
+            f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes"
         )
     if len(psi) != classes:
         raise utils.InputError(

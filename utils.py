@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
+import weakref
 import zipfile
 from pathlib import Path
 
@@ -242,6 +243,9 @@ def parse_settings(parser, defaults, argv=None):
     )
     require(1 / 64 <= settings.width <= 16, "width", "1/64 (one channel in the first layer) to 16")
     require(0 <= settings.seed < 2**63, "seed", "0 or a positive number below 2**63")
+    require(settings.out != "", "out", "a folder, or leave it out")
+    if settings.out:
+        settings.out = os.path.expanduser(settings.out)
     require(settings.max_minutes is None or settings.max_minutes > 0, "max_minutes", "a positive number of minutes")
     return settings
 
@@ -251,7 +255,7 @@ def select_device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu or auto")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.backends.cudnn.benchmark = True  # all batches have one size, so the search for the best kernels pays
+    torch.backends.cudnn.benchmark = True  # training batches have one size, so the search for the best kernels pays
     return device
 
 
@@ -312,10 +316,12 @@ class Run:
         self.settings_path = self.directory / "settings.json"
         self.curves_path = self.directory / "curves.csv"
         self.plot_path = self.directory / "curves.png"
-        self.rows, self.checkpoint, self.next_plot = [], None, 0.0
+        self.rows, self.checkpoint, self.damaged, self.next_plot = [], None, None, 0.0
 
-        if self.directory.exists() and not self.directory.is_dir():
-            raise InputError(f"--out {self.directory} is a file; name a folder")
+        if self.directory.exists():
+            if not self.directory.is_dir():
+                raise InputError(f"--out {self.directory} is a file; name a folder")
+            self._lock()
         if settings.resume:
             self.checkpoint = self._load_checkpoint()
         elif not settings.overwrite and self.directory.exists() and any(self.directory.iterdir()):
@@ -332,12 +338,11 @@ class Run:
         iterations: batches of an epoch, all passes together. parts: everything that a checkpoint holds: modules,
         optimizers and schedulers (anything with a state_dict), and torch.Generators.
         """
-        self.parts = parts
+        self.parts, self.device = parts, device
         if self.checkpoint is not None:
             self._restore()
         self.first, total = len(self.rows) + 1, self.settings.epochs
-        if self.first <= total:
-            self._open(device)
+        self._open()
         self.session_started = time.monotonic()
         done = (self.first - 1) * iterations
         with tqdm(total=total * iterations, initial=done, disable=None, smoothing=0, dynamic_ncols=True) as self.bar:
@@ -402,26 +407,49 @@ class Run:
 
     # --- files ---
 
+    def _lock(self):
+        """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""
+        try:
+            import fcntl
+
+            descriptor = os.open(self.directory, os.O_RDONLY)
+            weakref.finalize(self, os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another run is at work in {self.directory}; wait for it, or name another folder with --out"
+            ) from None
+        except (ImportError, OSError):  # a system or a file system without such locks
+            pass
+
     def _described(self):
         """Every setting, as it stands in settings.json and in a checkpoint."""
         return {"script": self.script} | vars(self.settings)
 
-    def _open(self, device):
-        """Make the folder, or clear it of an earlier run, and write settings.json."""
+    def _open(self):
+        """Make the folder, or clear it of an earlier run, and write settings.json and the curves so far."""
         sessions = []
         if self.rows:
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                sessions = json.loads(self.settings_path.read_text())["sessions"]
+            if self.damaged:  # or it would take the place of the good one at the next save
+                os.replace(self.damaged, self.directory / "checkpoint.damaged.pt")
+            if len(self.rows) == self.settings.epochs:  # a kill may have come between the last checkpoint and these
+                self._write_curves()
+                self._plot()
+                return
+            before = read_settings(self.settings_path).get("sessions")
+            sessions = before if isinstance(before, list) else []
         else:
             try:
-                self.directory.mkdir(parents=True, exist_ok=True)
+                if not self.directory.exists():
+                    self.directory.mkdir(parents=True)
+                    self._lock()
                 for path in (self.checkpoint_path, self.previous_path, self.curves_path, self.plot_path):
                     path.unlink(missing_ok=True)
             except OSError as error:
                 raise InputError(
                     f"{self.directory} cannot be made or written ({error.strerror}); name another folder with --out"
                 ) from None
-        session = {"command": self.command} | environment(device)
+        session = {"command": self.command} | environment(self.device)
         sessions.append({"after_epoch": len(self.rows)} | session)
         settings = self._described() | session | {"sessions": sessions}
         write_atomically(self.settings_path, json.dumps(settings, indent=2).encode())
@@ -437,8 +465,12 @@ class Run:
 
     def _plot(self):
         start, image = time.monotonic(), io.BytesIO()
-        plot_curves(self.rows, self.directory.name, image)
-        write_atomically(self.plot_path, image.getvalue())
+        try:
+            plot_curves(self.rows, self.directory.name, image)
+        except Exception as error:  # whatever ails matplotlib here, a picture must not stop a training
+            print(f"warning: {self.plot_path} could not be drawn ({error}); training goes on", file=sys.stderr)
+        else:
+            write_atomically(self.plot_path, image.getvalue())
         now = time.monotonic()
         self.next_plot = now + 20 * (now - start)  # drawing takes at most 5 % of the time
 
@@ -451,7 +483,7 @@ class Run:
                 for name, part in self.parts.items()
             },
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
         content = io.BytesIO()
         torch.save(checkpoint, content)
@@ -473,16 +505,16 @@ class Run:
             if epoch > self.settings.epochs:
                 raise InputError(f"{path} has {epoch} epochs already; give --epochs {epoch} or more")
             if damaged:
-                print(f"warning: {damaged[0]} is damaged; {path} is used in its place", file=sys.stderr)
+                self.damaged = damaged[0]
+                print(f"warning: {self.damaged} is damaged; {path} is used in its place", file=sys.stderr)
             print(f"resuming {self.directory} after epoch {epoch}", flush=True)
             return checkpoint
         if damaged:
             raise InputError(f"{' and '.join(damaged)}: damaged, and no whole checkpoint is left; {start_anew}")
         if self.curves_path.exists():
             raise InputError(f"{self.directory} has curves but no checkpoint to resume from; {start_anew}")
-        if self.settings_path.exists():
-            with contextlib.suppress(json.JSONDecodeError):
-                self._same_experiment(json.loads(self.settings_path.read_text()), self.settings_path)
+        if theirs := read_settings(self.settings_path):
+            self._same_experiment(theirs, self.settings_path)
         print(f"no checkpoint was written in {self.directory} yet; starting from the beginning", flush=True)
         return None
 
@@ -500,14 +532,14 @@ class Run:
             for name, part in self.parts.items():
                 state = self.checkpoint["parts"][name]
                 part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"the checkpoint in {self.directory} does not fit this code ({str(error).splitlines()[0]}); "
                 "resume with the code that wrote it, or name another folder with --out"
             ) from None
         torch.set_rng_state(self.checkpoint["torch_rng"])
-        if len(self.checkpoint["cuda_rng"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(self.checkpoint["cuda_rng"])
+        if self.checkpoint["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.checkpoint["cuda_rng"], self.device)
         self.rows = self.checkpoint["rows"]
 
 
@@ -548,11 +580,22 @@ def read_checkpoint(path):
             if archive.testzip() is not None:
                 return None
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        return checkpoint if {"settings", "rows", "parts"} <= checkpoint.keys() else None
-    except OSError:
+        kinds = {"settings": dict, "rows": list, "parts": dict, "torch_rng": torch.Tensor}
+        whole = all(isinstance(checkpoint[name], kind) for name, kind in kinds.items()) and "cuda_rng" in checkpoint
+        return checkpoint if whole else None
+    except PermissionError:
         raise
     except Exception:  # whatever a damaged file makes of zipfile, pickle and torch
         return None
+
+
+def read_settings(path):
+    """The dict in a settings.json; an empty one where there is none that can be read."""
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def write_atomically(path, content, keep_previous_as=None):
@@ -627,7 +670,7 @@ def plot_curves(rows, title, file):
     panels = {heading: [name for name in rows[0] if name.endswith(ending)] for heading, ending in panels.items()}
     panels = {heading: names for heading, names in panels.items() if names}
     figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     epochs = [row["epoch"] for row in rows]
     for axes, (heading, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for name in names:

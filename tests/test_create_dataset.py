@@ -313,6 +313,11 @@ def test_a_single_missing_file_is_named(data_root, tmp_path, no_unpickling, no_d
         CIFAR100(root)
 
 
+def test_the_inner_folder_given_as_the_root_is_refused_with_the_right_one_named(data_root, no_download):
+    with pytest.raises(InputError, match=f"name the one it lies in, {data_root}"):
+        load_cifar100(data_root / FOLDER)
+
+
 def test_data_in_place_is_loaded_without_a_download(data_root, official, no_download):
     (images, labels), (test_images, test_labels) = load_cifar100(str(data_root))
     assert images.dtype == test_images.dtype == np.uint8

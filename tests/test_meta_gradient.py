@@ -259,6 +259,33 @@ def test_forward_mode_is_exact_for_a_backbone_of_ones_own():
     assert_gradients_equal(*gradients, relative=1e-9)
 
 
+def test_frozen_and_unused_weights_are_left_out():
+    torch.manual_seed(0)
+    network = utils.Network(Backbone(), 3, 9).double()
+    network.trunk.second.weight.requires_grad_(False)
+    network.trunk.unused = nn.Parameter(torch.zeros(1))
+    generator = maxl.LabelGenerator(Backbone(), [2, 3, 4]).double()
+    generator.trunk.first.weight.requires_grad_(False)
+    frozen = generator.trunk.first.weight.clone()
+    images, primary = batch(3)
+    gradients = [
+        maxl.meta_gradient(copy.deepcopy(network), copy.deepcopy(generator), images, primary, 0.5, method=method)[0]
+        for method in EXACT
+    ]
+    assert_gradients_equal(*gradients, relative=1e-9)
+    optimizers = torch.optim.SGD(network.parameters(), lr=0.1), torch.optim.SGD(generator.parameters(), lr=0.1)
+    maxl.meta_training_step(network, generator, *optimizers, images, primary)
+    assert torch.equal(generator.trunk.first.weight, frozen)
+
+
+def test_an_optimizer_with_two_learning_rates_is_refused():
+    network, generator = networks([1, 1])
+    groups = [{"params": network.trunk.parameters()}, {"params": network.heads.parameters(), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    with pytest.raises(ValueError, match="several learning rates"):
+        maxl.meta_training_step(network, generator, optimizer, None, *batch(2))
+
+
 def test_the_pass_along_v_redoes_no_convolution_of_the_forward():
     """Counted: 13 convolutions at θ1, 13 at θ1⁺, and along v two for each one, but one for the first."""
     network, generator = networks([2, 3, 4])
@@ -309,6 +336,29 @@ def test_finite_difference_keeps_the_entropy_term_and_points_the_exact_gradients
 def test_an_unknown_method_is_named():
     with pytest.raises(ValueError, match="'hessian'.*forward-mode, double-backward, finite-difference"):
         maxl.meta_gradient(*networks([1, 1]), *batch(2), 0.01, method="hessian")
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_waits_for_the_gpu(method):
+    network, generator = networks([2, 3, 4], dtype=torch.float32)
+    network, generator = network.cuda(), generator.cuda()
+    images, primary = (t.cuda() for t in batch(3, dtype=torch.float32))
+    optimizers = torch.optim.SGD(network.parameters(), lr=0.01), torch.optim.SGD(generator.parameters(), lr=0.001)
+
+    def steps():
+        with torch.no_grad():
+            labels = generator(images, primary)
+        utils.multi_task_step(network, optimizers[0], images, primary, labels)
+        maxl.meta_training_step(network, generator, *optimizers, images, primary, method=method)
+
+    steps()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        steps()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.cuda

@@ -112,9 +112,9 @@ def test_an_epoch_is_a_pass_of_multi_task_steps_then_one_of_meta_steps(monkeypat
     for module, name in ((utils, "multi_task_step"), (maxl, "meta_training_step")):
         original = getattr(module, name)
 
-        def logged(*arguments, original=original, name=name):
+        def logged(*arguments, original=original, name=name, **options):
             order.append(name)
-            return original(*arguments)
+            return original(*arguments, **options)
 
         monkeypatch.setattr(module, name, logged)
     assert run_script("model_vgg_maxl", *TINY, "--epochs", 2, "--out", "r") == 0
@@ -281,6 +281,74 @@ def test_curves_without_a_checkpoint_are_not_written_over(capsys):
     assert curves("r") == before
 
 
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(whole_run, monkeypatch):
+    """Killed between the two renames of the first save after going on from the previous checkpoint."""
+    assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
+    cut(Path("r/checkpoint.pt"), 0.5)
+    replace = os.replace
+
+    def dying(source, target):
+        if str(source).endswith("checkpoint.pt.tmp"):
+            raise Killed
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying)
+        with pytest.raises(Killed):
+            run_script("model_vgg_single", *TINY, "--out", "r", "--resume")
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_killed_after_the_last_checkpoint_the_curves_are_completed(whole_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            utils.Run, "_write_curves", lambda run: (_ for _ in ()).throw(Killed) if len(run.rows) == 3 else 0
+        )
+        with pytest.raises(Killed):
+            run_script("model_vgg_single", *TINY, "--out", "r")
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+    assert Path("r/curves.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '{"sessions": 5}', '{"sessions": null}', "{", "\xff"])
+def test_a_settings_file_that_is_none_does_not_stop_a_resume(content, whole_run):
+    assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
+    Path("r/settings.json").write_text(content, encoding="latin1")
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_a_second_process_in_the_same_folder_is_refused(whole_run, capsys):
+    process = script_process("model_vgg_single", *TINY, "--epochs", 200, "--out", "r")
+    while not Path("r/curves.csv").exists() and process.poll() is None:
+        time.sleep(0.05)
+    for word in ("--resume", "--overwrite"):
+        assert run_script("model_vgg_single", *TINY, "--epochs", 200, "--out", "r", word) == 2
+        assert "another run is at work in r" in capsys.readouterr().err
+    process.kill()
+    process.communicate()
+    done = len(curves("r"))
+    assert run_script("model_vgg_single", *TINY, "--epochs", done + 1, "--out", "r", "--resume") == 0
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(whole_run, monkeypatch, capsys):
+    def broken(*arguments):
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(utils, "plot_curves", broken)
+    assert run_script("model_vgg_single", *TINY, "--out", "r") == 0
+    assert "warning: r/curves.png could not be drawn (no such backend)" in capsys.readouterr().err
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_a_folder_may_have_any_name():
+    name = "cost_$5_and_$6 ü"
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", name) == 0
+    assert (Path(name) / "curves.png").read_bytes().startswith(PNG)
+
+
 def test_a_full_disk_stops_the_run_and_spares_the_last_checkpoint(whole_run, monkeypatch, capsys):
     with monkeypatch.context() as patch:
 
@@ -364,10 +432,10 @@ def test_weights_that_are_not_finite_are_never_saved(monkeypatch, capsys):
     script = SCRIPTS["model_vgg_maxl"]
     original, calls = script.meta_training_step, 0
 
-    def broken(network, label_generator, *arguments):
+    def broken(network, label_generator, *arguments, **options):
         nonlocal calls
         calls += 1
-        metrics = original(network, label_generator, *arguments)
+        metrics = original(network, label_generator, *arguments, **options)
         if calls == 12:
             next(label_generator.parameters()).data.fill_(float("inf"))
         return metrics

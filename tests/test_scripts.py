@@ -96,13 +96,18 @@ def test_help_explains_every_option_with_its_default(name, capsys):
 BAD_INPUT = [
     ("model_vgg_maxl", ["--psi", "5,5"], "psi has 2 numbers, but primary level 2 has 20 classes"),
     ("model_vgg_maxl", ["--primary-level", 0], "psi has 20 numbers, but primary level 0 has 3 classes"),
-    ("model_vgg_maxl", ["--psi", "5*19,0"], "must hold whole numbers of 1 or more"),
+    ("model_vgg_maxl", ["--psi", "5*19,0"], "must hold whole numbers from 1 to 1000"),
     ("model_vgg_maxl", ["--psi", "-5*20"], "argument --psi: expected one argument"),
-    ("model_vgg_maxl", ["--psi=5*19,-1"], "must hold whole numbers of 1 or more"),
+    ("model_vgg_maxl", ["--psi=5*19,-1"], "must hold whole numbers from 1 to 1000"),
+    ("model_vgg_maxl", ["--psi", "5*19,1000000000"], "not a list of whole numbers"),
+    ("model_vgg_maxl", ["--psi", "5*19,100000000"], "must hold whole numbers from 1 to 1000"),
+    ("model_vgg_maxl", ["--psi", "5_0*20"], "not a list of whole numbers"),
+    ("model_vgg_maxl", ["--psi", "5*"], "not a list of whole numbers"),
+    ("model_vgg_single", ["--out", ""], "--out  is out of range"),
     ("model_vgg_maxl", ["--psi", "2.5*20"], "not a list of whole numbers"),
     ("model_vgg_maxl", ["--psi", "five"], "not a list of whole numbers"),
     ("model_vgg_maxl", ["--psi", ""], "not a list of whole numbers"),
-    ("model_vgg_maxl", ["--psi", "5*999999999999"], "has to repeat 1 to 100 times"),
+    ("model_vgg_maxl", ["--psi", "5*999999999999"], "not a list of whole numbers"),
     ("model_vgg_maxl", ["--entropy-weight", "nan"], "--entropy-weight nan is out of range"),
     ("model_vgg_maxl", ["--entropy-weight", -1], "--entropy-weight -1.0 is out of range"),
     ("model_vgg_maxl", ["--difference-step", 0], "--difference-step 0.0 is out of range"),
@@ -148,7 +153,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(name, arguments, said,
 def test_psi_edited_to_something_else_than_whole_numbers_is_refused(psi, monkeypatch, capsys):
     monkeypatch.setitem(SCRIPTS["model_vgg_maxl"].SETTINGS, "psi", psi)
     assert run_script("model_vgg_maxl", *TINY) == 2
-    assert "must hold whole numbers of 1 or more" in capsys.readouterr().err
+    assert "must hold whole numbers from 1 to 1000" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
