@@ -80,7 +80,7 @@ class LabelGenerator(nn.Module):
 
 
 def negative_entropy(labels):
-    """𝓗 of eq. 7: Σ_k ȳ_k log ȳ_k of the batch-mean label ȳ, from -log K (all classes used alike) to 0 (collapsed)."""
+    """𝓗 of eq. 7: Σ_k ȳ_k log ȳ_k of the batch-mean label ȳ, from -log K (all classes used alike) to 0 (only one)."""
     mean = labels.mean(dim=0)
     # A class that no image of the batch may take has ȳ_k = 0; the clamp keeps 0·log 0 = 0 and its gradient finite.
     return (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
