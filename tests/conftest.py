@@ -3,6 +3,7 @@
 import csv
 import functools
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def script_process(name, *arguments, **options):
     """The script as a person starts it, in a process of its own, output piped."""
     command = [sys.executable, str(REPOSITORY / f"{name}.py"), *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A test run in the background ignores Ctrl-C, and what it starts would inherit that.
+    pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **(pipes | options))
 
 

@@ -173,8 +173,7 @@ def test_a_stopped_process_resumes_to_the_bit(stop, code, said, whole_run):
     process = script_process("model_vgg_maxl", *TINY, "--out", "r")
     deadline = time.monotonic() + 120
     while not Path("r/curves.csv").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)  # somewhere in the second epoch
+        time.sleep(0.02)
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
