@@ -182,7 +182,8 @@ class RememberedLayers(TorchFunctionMode):
     """Remembers the outputs of the convolutions and linear layers at θ1, and spares the pass along v to redo them.
 
     They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v: the derivative needs no x ∗ w, only the layers behind do. So the
-    pass along v costs two convolutions for each one of a forward, 2F, in place of 3F. Any network will do.
+    pass along v costs two convolutions for each one of a forward, 2F, in place of 3F. Any network will do
+    whose forward does the same twice.
     """
 
     def __init__(self):
