@@ -34,12 +34,16 @@ SETTINGS = {
 # ------------------------------------------------------------------------------------------------
 
 
-def train_epoch(network, optimizer, batches, primary_level, auxiliary_level, gamma, meter):
-    """One pass over the training data (eq. 2 with the true finer labels); returns its averages by column name."""
+def train_epoch(network, optimizer, batches, primary_level, auxiliary_level, gamma, meter, step, cosine_every=0):
+    """One pass over the training data (eq. 2 with the true finer labels); returns its averages by column name.
+
+    step: utils.multi_task_step. cosine_every: compare the tasks' gradients at every so many iterations, 0 for never.
+    """
     network.train()
-    for images, labels in batches:
+    for iteration, (images, labels) in enumerate(batches):
         primary, auxiliary = labels[:, primary_level], labels[:, auxiliary_level]
-        meter.add(utils.multi_task_step(network, optimizer, images, primary, auxiliary, gamma))
+        cosine = cosine_every > 0 and iteration % cosine_every == 0
+        meter.add(step(network, optimizer, images, primary, auxiliary, gamma, cosine=cosine))
     return meter.averages()
 
 
@@ -59,6 +63,7 @@ def parse(argv=None):
 def main(argv=None):
     settings = parse(argv)
     device = utils.select_device(settings.device)
+    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     levels, gamma = (settings.primary_level, settings.auxiliary_level), settings.focal_gamma
     classes = [create_dataset.LEVEL_CLASSES[level] for level in levels]
     run = utils.Run("model_vgg_human", f"{classes[0]}-{classes[1]}", settings, argv)
@@ -69,18 +74,19 @@ def main(argv=None):
 
     torch.manual_seed(settings.seed)
     network = utils.Network(utils.VGG16(settings.width), *classes)
-    utils.initialise(network, torch.nn.init.xavier_uniform_).to(device)
+    fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
     generator = torch.Generator().manual_seed(settings.seed)
+    step, low = fast.capture(utils.multi_task_step), fast.lower(network)
 
     for _ in run.epochs(
         iterations, device, network=network, optimizer=optimizer, scheduler=scheduler, generator=generator
     ):
         row = {"learning_rate": optimizer.param_groups[0]["lr"]}
         batches = train.train_batches(settings.batch_size, generator)
-        row |= train_epoch(network, optimizer, batches, *levels, gamma, run.meter("train"))
-        row |= utils.evaluate(network, test, levels, gamma)
+        row |= train_epoch(low, optimizer, batches, *levels, gamma, run.meter("train"), step, settings.cosine_every)
+        row |= utils.evaluate(low, test, levels, gamma)
         scheduler.step()
         run.end_epoch(row)
 

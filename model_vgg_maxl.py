@@ -57,10 +57,11 @@ def hierarchy_mask(psi):
 def mask_softmax(logits, mask):
     """Mask SoftMax (eq. 6): a SoftMax over the classes where `mask` is true, exactly zero elsewhere.
 
-    logits: (B, K); mask: bool (B, K). The printed formula multiplies the logits by the mask, which leaves exp(0)
-    on the other classes; the text means what is done here.
+    logits: (B, K), worked in fp32 at least; mask: bool (B, K). The printed formula multiplies the logits by the mask,
+    which leaves exp(0) on the other classes; the text means what is done here.
     """
-    return logits.masked_fill(~mask, -math.inf).softmax(dim=1)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.masked_fill(~mask, -math.inf).softmax(dim=1, dtype=dtype)
 
 
 class LabelGenerator(nn.Module):
@@ -237,28 +238,47 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
 # ------------------------------------------------------------------------------------------------
 
 
-def train_epoch(network, label_generator, optimizer, batches, primary_level, gamma, meter):
-    """First pass: update θ1 on both tasks (eq. 2), with θ2's labels; returns its averages by column name."""
+def auxiliary_training_step(network, label_generator, optimizer, images, primary, gamma=2.0, cosine=False):
+    """Algorithm 1's auxiliary-training step: one update of θ1 on both tasks (eq. 2), with θ2's labels.
+
+    Returns the step's numbers by name, and each image's largest auxiliary class, int64 (B,).
+    """
+    with torch.no_grad():
+        labels = label_generator(images, primary)
+    metrics = utils.multi_task_step(network, optimizer, images, primary, labels, gamma, cosine)
+    return metrics | {"label_entropy": torch.special.entr(labels).sum(dim=1).mean()}, labels.argmax(dim=1)
+
+
+def train_epoch(
+    network, label_generator, optimizer, batches, primary_level, meter,
+    gamma=2.0, cosine_every=0, step=auxiliary_training_step,
+):  # fmt: skip
+    """First pass: auxiliary-training steps; returns its averages by column name.
+
+    cosine_every: compare the tasks' gradients at every so many iterations, 0 for never.
+    """
     network.train()
     label_generator.train()
     used = torch.zeros_like(label_generator.mask[0])
-    for images, targets in batches:
-        primary = targets[:, primary_level]
-        with torch.no_grad():
-            labels = label_generator(images, primary)
-        used.index_fill_(0, labels.argmax(dim=1), True)
-        metrics = utils.multi_task_step(network, optimizer, images, primary, labels, gamma)
-        meter.add(metrics | {"label_entropy": torch.special.entr(labels).sum(dim=1).mean()})
+    for iteration, (images, targets) in enumerate(batches):
+        cosine = cosine_every > 0 and iteration % cosine_every == 0
+        parts = network, label_generator, optimizer, images, targets[:, primary_level]
+        metrics, auxiliary = step(*parts, gamma=gamma, cosine=cosine)
+        used.index_fill_(0, auxiliary, True)
+        meter.add(metrics)
     return meter.averages() | {"train_auxiliary_classes_used": used.double().mean().item()}
 
 
-def meta_epoch(network, label_generator, optimizer, label_optimizer, batches, primary_level, meter, **options):
-    """Second pass: update θ2 by the primary loss at θ1⁺ (eqs. 3 to 5); returns its averages by column name."""
+def meta_epoch(
+    network, label_generator, optimizer, label_optimizer, batches, primary_level, meter,
+    step=meta_training_step, **options,
+):  # fmt: skip
+    """Second pass: meta-training steps, with their options; returns its averages by column name."""
     network.train()
     label_generator.train()
     for images, targets in batches:
-        step = network, label_generator, optimizer, label_optimizer, images, targets[:, primary_level]
-        meter.add(meta_training_step(*step, **options))
+        parts = network, label_generator, optimizer, label_optimizer, images, targets[:, primary_level]
+        meter.add(step(*parts, **options))
     return meter.averages()
 
 
@@ -322,12 +342,15 @@ def parse(argv=None):
         )
     if not (math.isfinite(settings.difference_step) and settings.difference_step > 0):
         raise utils.InputError(f"--difference-step {settings.difference_step} is out of range; give a positive number")
+    if settings.meta_gradient == "finite-difference" and settings.precision != "fp32":
+        raise utils.InputError("--meta-gradient finite-difference drowns in tf32's rounding; use --precision fp32")
     return settings
 
 
 def main(argv=None):
     settings = parse(argv)
     device = utils.select_device(settings.device)
+    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     level, psi, gamma = settings.primary_level, settings.psi, settings.focal_gamma
     run = utils.Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
     train, test = create_dataset.load(
@@ -337,9 +360,9 @@ def main(argv=None):
 
     torch.manual_seed(settings.seed)
     network = utils.Network(utils.VGG16(settings.width), len(psi), sum(psi))
-    utils.initialise(network, nn.init.xavier_uniform_).to(device)
+    fast.place(utils.initialise(network, nn.init.xavier_uniform_))
     label_generator = LabelGenerator(utils.VGG16(settings.width), psi)
-    utils.initialise(label_generator, nn.init.xavier_normal_).to(device)
+    fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     label_optimizer = torch.optim.SGD(
         label_generator.parameters(), lr=settings.label_learning_rate, weight_decay=settings.label_weight_decay
@@ -347,6 +370,9 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
     label_scheduler = torch.optim.lr_scheduler.StepLR(label_optimizer, settings.halve_every, gamma=0.5)
     generator = torch.Generator().manual_seed(settings.seed)
+    auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(meta_training_step)
+    # The meta-gradient does not bear bf16 (README, Speed): the second pass works on the networks as they are.
+    low, low_generator = fast.lower(network), fast.lower(label_generator)
 
     for _ in run.epochs(
         iterations, device,
@@ -359,14 +385,17 @@ def main(argv=None):
             "label_learning_rate": label_optimizer.param_groups[0]["lr"],
         }
         batches = train.train_batches(settings.batch_size, generator)
-        row |= train_epoch(network, label_generator, optimizer, batches, level, gamma, run.meter("train"))
+        row |= train_epoch(
+            low, low_generator, optimizer, batches, level, run.meter("train"),
+            gamma=gamma, cosine_every=settings.cosine_every, step=auxiliary_step,
+        )  # fmt: skip
         batches = train.train_batches(settings.batch_size, generator)
         row |= meta_epoch(
-            network, label_generator, optimizer, label_optimizer, batches, level, run.meter("meta"),
+            network, label_generator, optimizer, label_optimizer, batches, level, run.meter("meta"), meta_step,
             entropy_weight=settings.entropy_weight, gamma=gamma,
             method=settings.meta_gradient, difference_step=settings.difference_step,
         )  # fmt: skip
-        row |= utils.evaluate(network, test, [level], gamma)
+        row |= utils.evaluate(low, test, [level], gamma)
         scheduler.step()
         label_scheduler.step()
         run.end_epoch(row)

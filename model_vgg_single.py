@@ -43,17 +43,18 @@ def single_step(network, optimizer, images, primary, gamma=2.0):
     return {"primary_loss": loss.detach(), "primary_accuracy": utils.accuracy(logits, primary)}
 
 
-def train_epoch(network, optimizer, batches, primary_level, gamma, meter):
+def train_epoch(network, optimizer, batches, primary_level, gamma, meter, step=single_step):
     """One pass over the training data; returns its averages by column name."""
     network.train()
     for images, labels in batches:
-        meter.add(single_step(network, optimizer, images, labels[:, primary_level], gamma))
+        meter.add(step(network, optimizer, images, labels[:, primary_level], gamma))
     return meter.averages()
 
 
 def main(argv=None):
-    settings = utils.parse_settings(utils.make_parser(__doc__), SETTINGS, argv)
+    settings = utils.parse_settings(utils.make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
     device = utils.select_device(settings.device)
+    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     level, gamma = settings.primary_level, settings.focal_gamma
     classes = create_dataset.LEVEL_CLASSES[level]
     run = utils.Run("model_vgg_single", f"{classes}", settings, argv)
@@ -64,18 +65,19 @@ def main(argv=None):
 
     torch.manual_seed(settings.seed)
     network = utils.Network(utils.VGG16(settings.width), classes)
-    utils.initialise(network, torch.nn.init.xavier_uniform_).to(device)
+    fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
     generator = torch.Generator().manual_seed(settings.seed)
+    step, low = fast.capture(single_step), fast.lower(network)
 
     for _ in run.epochs(
         iterations, device, network=network, optimizer=optimizer, scheduler=scheduler, generator=generator
     ):
         row = {"learning_rate": optimizer.param_groups[0]["lr"]}
         batches = train.train_batches(settings.batch_size, generator)
-        row |= train_epoch(network, optimizer, batches, level, gamma, run.meter("train"))
-        row |= utils.evaluate(network, test, [level], gamma)
+        row |= train_epoch(low, optimizer, batches, level, gamma, run.meter("train"), step)
+        row |= utils.evaluate(low, test, [level], gamma)
         scheduler.step()
         run.end_epoch(row)
 

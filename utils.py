@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import csv
 import io
 import json
@@ -108,9 +109,10 @@ def initialise(network, weights):
 def focal_losses(logits, gamma=2.0):
     """ℓ_nk = -(1 - p_nk)^γ log p_nk of eq. 1 for every image and class: (B, K) logits -> (B, K).
 
-    Worked from log p, never from p, so that it and its gradient stay finite where p is nearly 0 or 1.
+    Worked from log p, never from p, so that it and its gradient stay finite where p is nearly 0 or 1; and in fp32 at
+    least, whatever the logits are in.
     """
-    log_p = F.log_softmax(logits, dim=1)
+    log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
     return -((-torch.expm1(log_p)) ** gamma) * log_p
 
 
@@ -132,23 +134,53 @@ def accuracy(logits, labels):
     return (logits.argmax(dim=1) == labels).double().mean()
 
 
-def multi_task_step(network, optimizer, images, primary, auxiliary, gamma=2.0):
+def multi_task_step(network, optimizer, images, primary, auxiliary, gamma=2.0, cosine=False):
     """One update of the multi-task network θ1 (eq. 2): primary and auxiliary loss, weights 1 and 1.
 
-    images: (B, 3, 32, 32). primary: int64 (B,). auxiliary: int64 (B,) or soft float (B, K).
+    images: (B, 3, 32, 32). primary: int64 (B,). auxiliary: int64 (B,) or soft float (B, K). cosine: compare the two
+    tasks' gradients too, which takes a backward pass for each.
     Returns the step's losses and accuracies as 0-d tensors by name.
     """
     primary_logits, auxiliary_logits = network(images)
     primary_loss = focal_loss(primary_logits, primary, gamma)
     auxiliary_loss = focal_loss(auxiliary_logits, auxiliary, gamma)
     optimizer.zero_grad()
-    (primary_loss + auxiliary_loss).backward()
+    if cosine:
+        cosines = backward_by_task(network, primary_loss, auxiliary_loss)
+    else:
+        (primary_loss + auxiliary_loss).backward()
+        cosines = {}
     optimizer.step()
-    return {
+    metrics = {
         "primary_loss": primary_loss.detach(),
         "primary_accuracy": accuracy(primary_logits, primary),
         "auxiliary_loss": auxiliary_loss.detach(),
         "auxiliary_accuracy": accuracy(auxiliary_logits, auxiliary),
+    }
+    return metrics | cosines
+
+
+def backward_by_task(network, primary_loss, auxiliary_loss):
+    """Set each parameter's gradient to the sum of the two losses' gradients, and compare the two (section 4.4, Fig. 4).
+
+    Returns 0-d tensors by name: "cosine_similarity", on each of the trunk's convolution weights the mean over the
+    output filters, then the mean over these layers; "trunk_cosine_similarity", of all of the trunk's gradient at once.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    primary = torch.autograd.grad(primary_loss, parameters, retain_graph=True, materialize_grads=True)
+    auxiliary = torch.autograd.grad(auxiliary_loss, parameters, materialize_grads=True)
+    trunk = set(network.trunk.parameters())
+    pairs = []
+    for parameter, *pair in zip(parameters, primary, auxiliary):
+        parameter.grad = sum(pair)
+        if parameter in trunk:
+            pairs.append(pair)
+    # a bias's or BatchNorm's share of a filter is a single number, and its cosine always 1 or -1
+    layers = [F.cosine_similarity(a.flatten(1), b.flatten(1)).mean() for a, b in pairs if a.dim() > 1]
+    whole = (torch.cat([gradient.flatten() for gradient in gradients]) for gradients in zip(*pairs))
+    return {
+        "cosine_similarity": torch.stack(layers).mean(),
+        "trunk_cosine_similarity": F.cosine_similarity(*whole, dim=0),
     }
 
 
@@ -180,6 +212,7 @@ QUICK = {"dataset": "synthetic", "width": 0.125, "epochs": 10, "train_images": 4
 
 # Settings that may differ between a run and its continuation: they change where and how long, not what.
 FREE_ON_RESUME = {"out", "resume", "overwrite", "max_minutes", "epochs", "device", "data_root", "quick"}
+FREE_ON_RESUME |= {"channels_last", "cuda_graphs"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -187,7 +220,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help lists the options)")
 
 
-def make_parser(description):
+def make_parser(description, auxiliary_task=True):
     """An ArgumentParser with the options that every script has; a script adds its own."""
     quick = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in QUICK.items())
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -209,6 +242,10 @@ def make_parser(description):
         help="seed of weights, order and augmentation (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto",
         help="auto is cuda where there is one, else cpu (default: %(default)s)")
+    add_acceleration(parser)
+    if auxiliary_task:
+        add("--cosine-every", type=int, metavar="N", default=0,
+            help="compare the two tasks' gradients at every N-th iteration, 0 for never (default: %(default)s)")
     add("--out", metavar="DIR", help="folder of this run (default: runs/<script>-<what>-seed<seed>)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in DIR (default: off)")
@@ -218,6 +255,23 @@ def make_parser(description):
     add("--quick", action="store_true", help=f"a first look in minutes: {quick}, unless you set them (default: off)")
     # fmt: on
     return parser
+
+
+def add_acceleration(parser):
+    """Add the options of Acceleration."""
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="of convolutions and linear layers: tf32, on CUDA; bf16, faster, for all but MAXL's second pass, which "
+        "it spoils and which stays in tf32 (fp32 on a CPU) (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--channels-last", action="store_true",
+        help="lay weights and activations out channels last: the same up to rounding (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cuda-graphs", action="store_true",
+        help="launch each training step as one CUDA graph; not yet run on a GPU (default: off)",
+    )  # fmt: skip
 
 
 def parse_settings(parser, defaults, argv=None):
@@ -246,6 +300,7 @@ def parse_settings(parser, defaults, argv=None):
     require(settings.out != "", "out", "a folder, or leave it out")
     if settings.out:
         settings.out = os.path.expanduser(settings.out)
+    require(getattr(settings, "cosine_every", 0) >= 0, "cosine_every", "0 for never, or 1 or more")
     require(settings.max_minutes is None or settings.max_minutes > 0, "max_minutes", "a positive number of minutes")
     return settings
 
@@ -257,6 +312,105 @@ def select_device(name):
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True  # training batches have one size, so the search for the best kernels pays
     return device
+
+
+# ------------------------------------------------------------------------------------------------
+# Acceleration: the same algorithm, faster; everything here can be left out
+# ------------------------------------------------------------------------------------------------
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+class Acceleration:
+    """What --precision, --channels-last and --cuda-graphs do to networks and steps; by default, nothing.
+
+    Raises InputError for tf32 and for CUDA graphs on a CPU.
+    """
+
+    def __init__(self, device, precision="fp32", channels_last=False, cuda_graphs=False):
+        if device.type != "cuda" and precision == "tf32":
+            raise InputError("--precision tf32 is a format of CUDA GPUs; on a CPU use fp32 or bf16")
+        if device.type != "cuda" and cuda_graphs:
+            raise InputError("--cuda-graphs needs a CUDA GPU; leave it out on a CPU")
+        self.device, self.precision, self.cuda_graphs = device, precision, cuda_graphs
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        # Both flags are the process's; torch's own default is True for cuDNN, which would make fp32 something else.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+    def place(self, network):
+        """Move the network to the device, in the memory layout asked for; returns it."""
+        return network.to(self.device, memory_format=self.memory_format)
+
+    def lower(self, network):
+        """The network for the passes that bear low precision: with bf16, a view of it, its forward under autocast.
+
+        All else is shared with `network`, its parameters and buffers too.
+        """
+        if self.precision != "bf16":
+            return network
+        view = copy.copy(network)
+        view.forward = torch.autocast(self.device.type, torch.bfloat16)(network.forward)
+        return view
+
+    def capture(self, step):
+        """The training step, with CUDA graphs as a CapturedStep."""
+        return CapturedStep(step) if self.cuda_graphs else step
+
+
+class CapturedStep:
+    """A training step as a CUDA graph, one launch in place of hundreds; called like the step. Not yet run on a GPU.
+
+    Tensors among the positional arguments are the graph's inputs. All else is part of the graph, learning rates too:
+    other arguments get a graph of their own, other rates replace all graphs. The first calls of each run the step as
+    it is, since what is set up once must not be captured. The tensors returned are written over by the next call.
+    """
+
+    WARM_UP = 3  # calls; cuDNN looks for its best kernels in the first
+
+    def __init__(self, step):
+        self.step, self.rates, self.recorded = step, None, {}
+
+    def __call__(self, *args, **options):
+        rates = [g["lr"] for a in args if isinstance(a, torch.optim.Optimizer) for g in a.param_groups]
+        if rates != self.rates:
+            self.rates, self.recorded = rates, {}
+        tensors = [a for a in args if torch.is_tensor(a)]
+        others = [id(a) for a in args if not torch.is_tensor(a)]
+        key = (*others, *((t.shape, t.dtype) for t in tensors), *sorted(options.items()))
+        graph = self.recorded.setdefault(key, {"calls": 0})
+        graph["calls"] += 1
+        if graph["calls"] <= self.WARM_UP:
+            return self._on_a_side_stream(args, options)
+        if graph["calls"] == self.WARM_UP + 1:
+            graph["inputs"] = [t.clone() for t in tensors]
+            inputs = iter(graph["inputs"])
+            args = [next(inputs) if torch.is_tensor(a) else a for a in args]
+            graph["replay"], graph["outputs"] = self._record(args, options)
+        for there, here in zip(graph["inputs"], tensors):
+            there.copy_(here)
+        graph["replay"]()
+        return graph["outputs"]
+
+    def _on_a_side_stream(self, args, options):
+        """The step as it is; off the main stream, as torch asks of calls before a capture."""
+        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            outputs = self.step(*args, **options)
+        main.wait_stream(side)
+        return outputs
+
+    def _record(self, args, options):
+        """Capture the step, which does not run it; returns the function that does, and the tensors it will fill."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.step(*args, **options)
+        return graph.replay, outputs
+
+
+# ------------------------------------------------------------------------------------------------
+# The command of a script
+# ------------------------------------------------------------------------------------------------
 
 
 def run_main(main, argv=None):
@@ -547,29 +701,30 @@ class Meter:
     """Averages over one pass of the numbers that its steps return, kept on the device until the pass ends."""
 
     def __init__(self, run, name):
-        self.run, self.name, self.rows = run, name, []
+        self.run, self.name, self.names, self.values = run, name, [], []
         self.start = time.perf_counter()
 
     def add(self, metrics):
-        """Add one step's numbers: 0-d tensors by name."""
-        self.names = list(metrics)
-        self.rows.append(torch.stack(list(metrics.values())))
+        """Add one step's numbers: 0-d tensors by name. Not every step need have the same."""
+        self.names.append(list(metrics))
+        self.values.append(torch.stack(list(metrics.values())))
         self.run.tick()
 
     def averages(self):
-        """The means by column name, and the pass's seconds. Raises InputError where a number was not finite.
+        """The means by column name, over the steps that had it, and the pass's seconds.
 
-        This is where the host waits for the device, once a pass.
+        Raises InputError where a number was not finite. This is where the host waits for the device, once a pass.
         """
-        values = torch.stack(self.rows).double().cpu()
-        bad = (~values.isfinite()).nonzero().tolist()
-        if bad:
-            iteration, metric = bad[0]
-            raise InputError(
-                f"{self.names[metric]} became NaN or infinite in epoch {self.run.epoch}, iteration {iteration + 1} "
-                f"of the {self.name} pass; {self.run.last_good()}; a smaller learning rate may help"
-            )
-        means = {f"{self.name}_{name}": mean for name, mean in zip(self.names, values.mean(dim=0).tolist())}
+        values, columns = iter(torch.cat(self.values).tolist()), {}
+        for iteration, names in enumerate(self.names, start=1):
+            for name, value in zip(names, values):
+                if not math.isfinite(value):
+                    raise InputError(
+                        f"{name} became NaN or infinite in epoch {self.run.epoch}, iteration {iteration} "
+                        f"of the {self.name} pass; {self.run.last_good()}; a smaller learning rate may help"
+                    )
+                columns.setdefault(name, []).append(value)
+        means = {f"{self.name}_{name}": math.fsum(values) / len(values) for name, values in columns.items()}
         return means | {f"seconds_{self.name}": time.perf_counter() - self.start}
 
 
@@ -662,11 +817,12 @@ def epoch_line(row, epochs, eta):
 
 
 def plot_curves(rows, title, file):
-    """Draw curves.png: accuracies, losses and, for MAXL, the generated labels, over the epochs."""
+    """Draw curves.png: accuracies, losses and, where there are any, labels and cosine similarities, over the epochs."""
     from matplotlib.figure import Figure
 
     panels = {"accuracy (%)": "_accuracy", "focal loss": "_loss"}
     panels |= {"entropy of the generated labels (nats)": "_entropy", "auxiliary classes used (%)": "_used"}
+    panels |= {"cosine similarity of the tasks' gradients": "_similarity"}
     panels = {heading: [name for name in rows[0] if name.endswith(ending)] for heading, ending in panels.items()}
     panels = {heading: names for heading, names in panels.items() if names}
     figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
@@ -674,12 +830,13 @@ def plot_curves(rows, title, file):
     epochs = [row["epoch"] for row in rows]
     for axes, (heading, names) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
         for name in names:
-            colour = "tab:orange" if "auxiliary" in name or "mean" in name else "tab:blue"
+            colour = "tab:orange" if any(word in name for word in ("auxiliary", "mean", "trunk")) else "tab:blue"
             style = {"test": "-", "train": "--", "meta": ":"}[name.split("_")[0]]
             values = [100 * row[name] if "%" in heading else row[name] for row in rows]
             axes.plot(epochs, values, style, color=colour, label=name.replace("_", " "), marker=".", markersize=3)
         axes.set(xlabel="epoch", ylabel=heading)
-        axes.set_ylim(bottom=0, top=102 if "used" in heading else None)
+        if "similarity" not in heading:
+            axes.set_ylim(bottom=0, top=102 if "used" in heading else None)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -37,16 +37,20 @@ BATCHES = 10  # in a call of the rows "data and augmentation" and "test"
 class Bench:
     """The networks, one batch, and every row of the table as a function of no arguments."""
 
-    def __init__(self, device, width=1.0, batch_size=100, psi=(5,) * 20, seed=0):
+    def __init__(self, device, width=1.0, batch_size=100, psi=(5,) * 20, seed=0, **acceleration):
         torch.manual_seed(seed)
         self.device, self.batch_size, psi = device, batch_size, list(psi)
+        fast = utils.Acceleration(device, **acceleration)
+        self.warm_up = utils.CapturedStep.WARM_UP + 1 if fast.cuda_graphs else 1  # rounds
 
         def network(*classes):
-            return utils.initialise(utils.Network(utils.VGG16(width), *classes), nn.init.xavier_uniform_).to(device)
+            return fast.place(utils.initialise(utils.Network(utils.VGG16(width), *classes), nn.init.xavier_uniform_))
 
         self.single, self.network = network(len(psi)), network(len(psi), sum(psi))
         self.generator = model_vgg_maxl.LabelGenerator(utils.VGG16(width), psi)
-        utils.initialise(self.generator, nn.init.xavier_normal_).to(device)
+        fast.place(utils.initialise(self.generator, nn.init.xavier_normal_))
+        self.low_single, self.low_network = fast.lower(self.single), fast.lower(self.network)
+        self.low_generator = fast.lower(self.generator)
         self.single_optimizer = torch.optim.SGD(self.single.parameters(), lr=0.01)
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01)
         self.label_optimizer = torch.optim.SGD(self.generator.parameters(), lr=0.001, weight_decay=5e-4)
@@ -57,8 +61,13 @@ class Bench:
         self.images, labels = next(self.split.train_batches(batch_size, torch.Generator().manual_seed(seed)))
         self.primary = labels[:, 0].contiguous()
         self.auxiliary = torch.randint(sum(psi), (batch_size,)).to(device)
+        steps = {"single": model_vgg_single.single_step, "human": utils.multi_task_step}
+        steps |= {"first": model_vgg_maxl.auxiliary_training_step, "second": model_vgg_maxl.meta_training_step}
+        self.steps = {name: fast.capture(step) for name, step in steps.items()}
         side = 8192 if device.type == "cuda" else 2048
         self.matrix = torch.randn(side, side, device=device)
+        if fast.precision == "bf16":
+            self.matrix = self.matrix.bfloat16()
 
         self.rows = {
             "matrix product": lambda: self.matrix @ self.matrix,
@@ -67,6 +76,7 @@ class Bench:
             "Single step": self.single_step,
             "Human step": self.human_step,
             "MAXL first pass": self.first_pass,
+            "MAXL first pass with cosine similarity": lambda: self.first_pass(cosine=True),
         }
         for method in model_vgg_maxl.META_GRADIENTS:
             self.rows[f"MAXL second pass, {method}"] = lambda method=method: self.second_pass(method)
@@ -76,23 +86,22 @@ class Bench:
             pass
 
     def test(self):
-        utils.evaluate(self.single, self.split, [0])
+        utils.evaluate(self.low_single, self.split, [0])
         self.single.train()
 
     def single_step(self):
-        model_vgg_single.single_step(self.single, self.single_optimizer, self.images, self.primary)
+        self.steps["single"](self.low_single, self.single_optimizer, self.images, self.primary)
 
     def human_step(self):
-        utils.multi_task_step(self.network, self.optimizer, self.images, self.primary, self.auxiliary)
+        self.steps["human"](self.low_network, self.optimizer, self.images, self.primary, self.auxiliary)
 
-    def first_pass(self):
-        with torch.no_grad():
-            labels = self.generator(self.images, self.primary)
-        utils.multi_task_step(self.network, self.optimizer, self.images, self.primary, labels)
+    def first_pass(self, cosine=False):
+        parts = self.low_network, self.low_generator, self.optimizer, self.images, self.primary
+        self.steps["first"](*parts, cosine=cosine)
 
     def second_pass(self, method):
-        step = self.network, self.generator, self.optimizer, self.label_optimizer, self.images, self.primary
-        model_vgg_maxl.meta_training_step(*step, method=method)
+        parts = self.network, self.generator, self.optimizer, self.label_optimizer, self.images, self.primary
+        self.steps["second"](*parts, method=method)
 
     def seconds(self, row):
         """Wall time of one call, with the device's work done before and after."""
@@ -109,25 +118,37 @@ class Bench:
             self.rows[row]()
         return counter.get_total_flops()
 
-    def finite_difference_error(self):
-        """Relative error and cosine of the finite-difference gradient against the exact one, entropy left out."""
-        vectors = []
-        for method in ("forward-mode", "finite-difference"):
-            parts = self.network, self.generator, self.images, self.primary
-            gradients, _ = model_vgg_maxl.meta_gradient(*parts, 0.01, entropy_weight=0.0, method=method)
-            vectors.append(torch.cat([g.flatten() for g in gradients]).double())
-        exact, approximate = vectors
-        cosine = torch.cosine_similarity(exact, approximate, dim=0)
-        return {"relative_error": ((approximate - exact).norm() / exact.norm()).item(), "cosine": cosine.item()}
+    def errors(self):
+        """Of two gradients that are not the exact meta-gradient: relative error and cosine, the entropy left out."""
+        exact = self.meta_gradient(self.network, self.generator)
+        bf16 = utils.Acceleration(self.device, "bf16")
+        others = {
+            "finite-difference": self.meta_gradient(self.network, self.generator, method="finite-difference"),
+            "forward-mode in bf16": self.meta_gradient(bf16.lower(self.network), bf16.lower(self.generator)),
+        }
+        utils.Acceleration(self.device)
+        return {
+            name: {
+                "relative_error": ((other - exact).norm() / exact.norm()).item(),
+                "cosine": torch.cosine_similarity(exact, other, dim=0).item(),
+            }
+            for name, other in others.items()
+        }
+
+    def meta_gradient(self, network, generator, method="forward-mode"):
+        """As one vector."""
+        parts = network, generator, self.images, self.primary
+        gradients, _ = model_vgg_maxl.meta_gradient(*parts, 0.01, entropy_weight=0.0, method=method)
+        return torch.cat([g.flatten() for g in gradients]).double()
 
 
 def measure(bench, rows, repeats):
-    """Interleaved seconds of each row: {row: [seconds] * repeats}, after one round of warm-up."""
+    """Interleaved seconds of each row: {row: [seconds] * repeats}, after the rounds of warm-up."""
     times = {row: [] for row in rows}
-    for repeat in range(repeats + 1):
+    for repeat in range(-bench.warm_up, repeats):
         for row in rows:
             seconds = bench.seconds(row)
-            if repeat > 0:
+            if repeat >= 0:
                 times[row].append(seconds)
     return times
 
@@ -161,16 +182,23 @@ def memory_of_rows(bench, arguments, rows):
     if platform.system() != "Linux":
         return dict.fromkeys(rows)
     command = [sys.executable, "-m", "benchmarks.step_cost", "--device", "cpu", "--width", str(arguments.width)]
-    command += ["--batch-size", str(arguments.batch_size), "--memory-of"]
+    command += ["--batch-size", str(arguments.batch_size), "--precision", arguments.precision]
+    command += ["--channels-last"] if arguments.channels_last else []
+    command += ["--memory-of"]
     root = Path(__file__).resolve().parent.parent
     # Large blocks are given back to the system when freed, so that the peak is of memory in use.
     here = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**18)}
     return {row: int(subprocess.check_output([*command, row], cwd=root, env=here, text=True)) for row in rows}
 
 
+def acceleration(arguments):
+    """The options that utils.Acceleration takes."""
+    return {name: getattr(arguments, name) for name in ("precision", "channels_last", "cuda_graphs")}
+
+
 def step_costs(arguments, device):
     """The whole table as a dict; see the keys for the units."""
-    bench = Bench(device, arguments.width, arguments.batch_size)
+    bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))
     steps = [row for row in bench.rows if row.startswith(("Single", "Human", "MAXL"))]
     times = measure(bench, bench.rows, arguments.repeats)
     median = {row: statistics.median(seconds) for row, seconds in times.items()}
@@ -202,6 +230,7 @@ def step_costs(arguments, device):
     return {
         "width": arguments.width,
         "batch_size": arguments.batch_size,
+        **acceleration(arguments),
         "repeats": arguments.repeats,
         "gflop_of_a_forward_per_image": forward / arguments.batch_size / 1e9,
         "matrix_flops_per_second": matrix_rate,
@@ -211,17 +240,23 @@ def step_costs(arguments, device):
         "test_seconds": test,
         "epoch_seconds_from_the_medians": epochs,
         "epoch_times_single": {name: seconds / epochs["Single"] for name, seconds in epochs.items()},
-        "finite_difference": bench.finite_difference_error(),
+        "errors_at_initial_weights": Bench(device, arguments.width, arguments.batch_size).errors(),
     }
 
 
 def scaling(device, repeats, width, batch_size):
-    """Seconds of four rows as batch size, width and auxiliary classes grow, each from the given setting."""
+    """Seconds of four rows as batch size, width and auxiliary classes grow and by precision and memory layout."""
     rows = ["Single step", "MAXL first pass", "MAXL second pass, forward-mode", "MAXL second pass, double-backward"]
     sweeps = {
         "batch size": {n: {"batch_size": n} for n in sorted({max(2, batch_size * k // 4) for k in (1, 2, 4, 8)})},
         "width": {w: {"width": w} for w in sorted({width / 4, width / 2, width})},
         "auxiliary classes": {20 * k: {"psi": (k,) * 20} for k in (1, 5, 25, 100)},
+        "precision and layout": {
+            f"{precision}{', channels last' * channels_last}": {"precision": precision, "channels_last": channels_last}
+            for precision in utils.PRECISIONS
+            for channels_last in (False, True)
+            if precision != "tf32" or device.type == "cuda"
+        },
     }
     result = {}
     for name, settings in sweeps.items():
@@ -241,9 +276,11 @@ def markdown(results):
         "",
         f"{where}.",
         "",
-        f"Width {results['width']}, batches of {results['batch_size']}, median of {results['repeats']} interleaved "
-        f"rounds after one of warm-up. One forward pass F is {results['gflop_of_a_forward_per_image']:.3f} GFLOP an "
-        f"image; a matrix product runs at {results['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s here.",
+        f"Width {results['width']}, batches of {results['batch_size']}, {results['precision']}"
+        f"{', channels last' * results['channels_last']}{', CUDA graphs' * results['cuda_graphs']}; median of "
+        f"{results['repeats']} interleaved rounds after warm-up. One forward pass F is "
+        f"{results['gflop_of_a_forward_per_image']:.3f} GFLOP an image; a matrix product runs at "
+        f"{results['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s here.",
         "",
         "| step | seconds (fastest to slowest) | × Single | in F | GFLOP/s | of the matrix rate | memory, MiB |",
         "|---|---|---|---|---|---|---|",
@@ -258,16 +295,19 @@ def markdown(results):
     lines += ["", "| epoch, from the medians above | seconds | × Single |", "|---|---|---|"]
     for name, seconds in results["epoch_seconds_from_the_medians"].items():
         lines.append(f"| {name} | {seconds:.1f} | {results['epoch_times_single'][name]:.2f} |")
-    error = results["finite_difference"]
+    errors = results["errors_at_initial_weights"]
     lines += [
         "",
         f"An epoch is {TRAIN_IMAGES // results['batch_size']} iterations of each pass, with data and augmentation "
         f"({results['data_share_of_a_single_epoch']:.2%} of a Single epoch) and the test "
         f"({results['test_seconds']:.1f} s). Memory is the peak of a step above what is held between steps.",
         "",
-        f"The finite-difference gradient is off the exact one by {error['relative_error']:.2f} of its length, cosine "
-        f"{error['cosine']:.3f}.",
+        "Not exact, at initial weights on one batch of random images (the error is a share of the exact one's length):",
+        "",
+        "| meta-gradient | relative error | cosine |",
+        "|---|---|---|",
     ]
+    lines += [f"| {name} | {error['relative_error']:.2f} | {error['cosine']:.3f} |" for name, error in errors.items()]
     for name, values in results.get("scaling", {}).items():
         rows = list(next(iter(values.values())))
         lines += ["", f"| {name} | " + " | ".join(f"{row}, s" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
@@ -307,7 +347,8 @@ def main(argv=None):
     add("--width", type=float, default=1.0, help="channel multiplier of VGG-16 (default: %(default)s)")
     add("--batch-size", type=int, default=100, help="(default: %(default)s)")
     add("--repeats", type=int, default=5, help="rounds, after one of warm-up (default: %(default)s)")
-    add("--scaling", action="store_true", help="also over batch size, width and auxiliary classes (default: off)")
+    utils.add_acceleration(parser)
+    add("--scaling", action="store_true", help="also over sizes, precision and memory layout (default: off)")
     add("--out", metavar="DIR", help="write step_cost.json, .md and .png there (default: print only)")
     add("--memory-of", metavar="ROW", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -317,7 +358,8 @@ def main(argv=None):
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
     if arguments.memory_of:
-        print(peak_memory(Bench(device, arguments.width, arguments.batch_size), arguments.memory_of))
+        bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))
+        print(peak_memory(bench, arguments.memory_of))
         return
     command = " ".join(["python -m benchmarks.step_cost", *(sys.argv[1:] if argv is None else argv)])
     results = {"command": command, "environment": utils.environment(device)} | step_costs(arguments, device)

@@ -27,7 +27,8 @@ def test_the_benchmark_writes_its_table_as_json_markdown_and_chart(tmp_path, cap
     first, second = (steps[f"MAXL {row}"]["seconds"] for row in ("first pass", "second pass, forward-mode"))
     expected = 12_500 * (first + second + 2 * results["data_seconds_per_batch"]) + results["test_seconds"]
     assert epochs["MAXL, forward-mode"] == pytest.approx(expected)
-    assert set(results["scaling"]) == {"batch size", "width", "auxiliary classes"}
+    assert set(results["scaling"]) == {"batch size", "width", "auxiliary classes", "precision and layout"}
+    assert set(results["scaling"]["precision and layout"]) >= {"fp32", "fp32, channels last", "bf16"}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def test_the_benchmark_writes_its_table_as_json_markdown_and_chart(tmp_path, cap
         ("Single step", 3),
         ("Human step", 3),
         ("MAXL first pass", 3 + 1),
+        ("MAXL first pass with cosine similarity", 1 + 2 + 2 + 1),  # a backward pass for each task
         ("MAXL second pass, forward-mode", 3 + 3 + 2 + 3),  # at θ1, at θ1⁺, along v, the label generator
         ("MAXL second pass, finite-difference", 3 + 3 + 2 + 3),
     ],

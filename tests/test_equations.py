@@ -1,5 +1,6 @@
 """The paper's equations 1, 6 and 7, the network and its initial weights, each against its formula in plain numpy."""
 
+import copy
 import math
 
 import numpy as np
@@ -143,3 +144,58 @@ def test_accuracy_counts_hits_for_hard_and_soft_labels():
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
     assert utils.accuracy(logits, torch.tensor([0, 1, 0])).item() == pytest.approx(2 / 3)
     assert utils.accuracy(logits, torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.1, 0.9]])).item() == pytest.approx(2 / 3)
+
+
+# --- cosine similarity of the tasks' gradients (section 4.4, Figs. 4 and 7) ----------------------
+
+
+def two_tasks(seed=0):
+    torch.manual_seed(seed)
+    network = utils.initialise(Network(VGG16(1 / 16), 3, 5), torch.nn.init.xavier_uniform_).double()
+    return network, torch.randn(20, 3, 32, 32).double(), torch.randint(3, (20,)), torch.randint(5, (20,))
+
+
+def test_cosine_similarity_is_the_mean_over_filters_then_over_the_13_convolutions():
+    network, images, primary, auxiliary = two_tasks()
+    gradients = []
+    for task, labels in enumerate((primary, auxiliary)):
+        copied = copy.deepcopy(network)
+        p = F.softmax(copied(images)[task], dim=1)[torch.arange(20), labels]
+        (-((1 - p) ** 2) * p.log()).mean().backward()
+        gradients.append({name: q.grad.numpy() for name, q in copied.trunk.named_parameters()})
+
+    def cosine(a, b):
+        return (a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum())
+
+    convolutions = [name for name, gradient in gradients[0].items() if gradient.ndim == 4]
+    assert len(convolutions) == 13
+    layers = [np.mean([cosine(a, b) for a, b in zip(*(g[name] for g in gradients))]) for name in convolutions]
+    whole = [np.concatenate([g[name].ravel() for name in g]) for g in gradients]
+    metrics = utils.multi_task_step(
+        network, torch.optim.SGD(network.parameters(), lr=0.1), images, primary, auxiliary, cosine=True
+    )
+    assert metrics["cosine_similarity"].item() == pytest.approx(np.mean(layers), rel=1e-6)
+    assert metrics["trunk_cosine_similarity"].item() == pytest.approx(cosine(*whole), rel=1e-6)
+    assert abs(np.mean(layers)) < 0.999
+
+
+def test_two_tasks_that_are_one_have_cosine_1():
+    network, images, primary, _ = two_tasks()
+    network.heads[1] = copy.deepcopy(network.heads[0])
+    metrics = utils.multi_task_step(
+        network, torch.optim.SGD(network.parameters(), lr=0.1), images, primary, primary, cosine=True
+    )
+    assert metrics["cosine_similarity"].item() == pytest.approx(1)
+    assert metrics["trunk_cosine_similarity"].item() == pytest.approx(1)
+
+
+def test_the_update_is_the_same_with_and_without_the_cosine_similarity():
+    updated = []
+    for cosine in (False, True):
+        network, *batch = two_tasks()
+        metrics = utils.multi_task_step(network, torch.optim.SGD(network.parameters(), lr=0.1), *batch, cosine=cosine)
+        assert ("cosine_similarity" in metrics) == cosine
+        updated.append([p.detach() for p in network.parameters()])
+    for plain, by_task, old in zip(*updated, two_tasks()[0].parameters()):
+        assert torch.allclose(plain, by_task, rtol=1e-10, atol=1e-14)
+        assert old.dim() == 1 or not torch.equal(plain, old)

@@ -211,7 +211,7 @@ def test_both_methods_train_the_same_label_generator_over_whole_passes():
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
         label_optimizer = torch.optim.SGD(generator.parameters(), lr=0.001, weight_decay=5e-4)
         theta2 = copy.deepcopy(dict(generator.named_parameters()))
-        maxl.train_epoch(network, generator, optimizer, batches, 0, 2.0, utils.Meter(NoRun(), "train"))
+        maxl.train_epoch(network, generator, optimizer, batches, 0, utils.Meter(NoRun(), "train"))
         assert all(torch.equal(p, theta2[name]) and p.grad is None for name, p in generator.named_parameters())
         theta1 = copy.deepcopy(dict(network.named_parameters()))
         meter = utils.Meter(NoRun(), "meta")
@@ -348,9 +348,7 @@ def test_no_step_waits_for_the_gpu(method):
     optimizers = torch.optim.SGD(network.parameters(), lr=0.01), torch.optim.SGD(generator.parameters(), lr=0.001)
 
     def steps():
-        with torch.no_grad():
-            labels = generator(images, primary)
-        utils.multi_task_step(network, optimizers[0], images, primary, labels)
+        maxl.auxiliary_training_step(network, generator, optimizers[0], images, primary, cosine=True)
         maxl.meta_training_step(network, generator, *optimizers, images, primary, method=method)
 
     steps()

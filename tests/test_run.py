@@ -121,6 +121,29 @@ def test_an_epoch_is_a_pass_of_multi_task_steps_then_one_of_meta_steps(monkeypat
     assert order == (["multi_task_step"] * 6 + ["meta_training_step"] * 6) * 2
 
 
+@pytest.mark.parametrize("name", ["model_vgg_human", "model_vgg_maxl"])
+def test_the_cosine_similarity_is_taken_at_every_nth_iteration_and_averaged_over_these(name, monkeypatch):
+    original, asked, values = utils.multi_task_step, [], []
+
+    def logged(*arguments, cosine=False):
+        *arguments, cosine = (*arguments, cosine) if len(arguments) == 6 else arguments
+        metrics = original(*arguments, cosine=cosine)
+        asked.append(cosine)
+        if cosine:
+            values.append(metrics["cosine_similarity"].item())
+        return metrics
+
+    monkeypatch.setattr(utils, "multi_task_step", logged)
+    assert run_script(name, *TINY, "--epochs", 2, "--cosine-every", 4, "--out", "r") == 0
+    assert asked == [True, False, False, False, True, False] * 2
+    found = [float(row["train_cosine_similarity"]) for row in curves("r")]
+    assert found == pytest.approx([sum(values[:2]) / 2, sum(values[2:]) / 2])
+    assert run_script(name, *TINY, "--epochs", 3, "--cosine-every", 4, "--out", "r", "--resume") == 0
+    assert run_script(name, *TINY, "--epochs", 2, "--out", "without") == 0
+    (row, *_) = curves("without")
+    assert not any("cosine" in column for column in row)
+
+
 # --- resuming -------------------------------------------------------------------------------------
 
 

@@ -83,7 +83,9 @@ def test_help_explains_every_option_with_its_default(name, capsys):
     assert run_script(name, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     options = ["data-root", "dataset", "primary-level", "epochs", "batch-size", "width", "train-images", "seed",
-               "device", "out", "resume", "overwrite", "max-minutes", "quick"]  # fmt: skip
+               "device", "precision", "channels-last", "cuda-graphs", "out", "resume", "overwrite", "max-minutes",
+               "quick"]  # fmt: skip
+    options += [] if name == "model_vgg_single" else ["cosine-every"]
     options += {"model_vgg_human": ["auxiliary-level"]}.get(name, [])
     options += {"model_vgg_maxl": ["psi", "entropy-weight", "meta-gradient", "difference-step"]}.get(name, [])
     body = text.split("options:", 1)[1]
@@ -111,6 +113,10 @@ BAD_INPUT = [
     ("model_vgg_maxl", ["--entropy-weight", "nan"], "--entropy-weight nan is out of range"),
     ("model_vgg_maxl", ["--entropy-weight", -1], "--entropy-weight -1.0 is out of range"),
     ("model_vgg_maxl", ["--difference-step", 0], "--difference-step 0.0 is out of range"),
+    ("model_vgg_maxl", ["--meta-gradient", "finite-difference", "--precision", "bf16"], "drowns in tf32's rounding"),
+    ("model_vgg_maxl", ["--cosine-every", -1], "--cosine-every -1 is out of range"),
+    ("model_vgg_human", ["--cosine-every", "0.5"], "invalid int value: '0.5'"),
+    ("model_vgg_single", ["--precision", "fp16"], "invalid choice: 'fp16'"),
     ("model_vgg_maxl", ["--meta-gradient", "hessian"], "invalid choice: 'hessian'"),
     ("model_vgg_human", ["--auxiliary-level", 2], "auxiliary level 2 is not finer than primary level 2"),
     ("model_vgg_human", ["--auxiliary-level", 0], "auxiliary level 0 is not finer than primary level 2"),
@@ -154,6 +160,15 @@ def test_psi_edited_to_something_else_than_whole_numbers_is_refused(psi, monkeyp
     monkeypatch.setitem(SCRIPTS["model_vgg_maxl"].SETTINGS, "psi", psi)
     assert run_script("model_vgg_maxl", *TINY) == 2
     assert "must hold whole numbers from 1 to 1000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [["--precision", "tf32"], ["--cuda-graphs"]])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_only_a_gpu_has_is_refused_on_a_cpu(name, option, capsys):
+    assert run_script(name, *TINY, "--device", "cpu", *option, "--out", "r") == 2
+    errors = capsys.readouterr().err
+    assert len(errors.splitlines()) == 1 and option[0] in errors and "on a CPU" in errors
+    assert not Path("r").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
