@@ -34,17 +34,71 @@ SETTINGS = {
 # ------------------------------------------------------------------------------------------------
 
 
-def train_epoch(network, optimizer, batches, primary_level, auxiliary_level, gamma, meter, step, cosine_every=0):
-    """One pass over the training data (eq. 2 with the true finer labels); returns its averages by column name.
+class TrueLabels:
+    """Human's auxiliary labels: the true labels of a finer level. Called with a batch, returns int64 (B,)."""
+
+    parts = {}  # what a checkpoint has to hold
+
+    def __init__(self, level):
+        self.level = level
+
+    def __call__(self, images, labels):
+        return labels[:, self.level]
+
+
+def train_epoch(network, optimizer, batches, primary_level, auxiliary_labels, gamma, meter, step, cosine_every=0):
+    """One pass over the training data (eq. 2 with given auxiliary labels); returns its averages by column name.
 
     step: utils.multi_task_step. cosine_every: compare the tasks' gradients at every so many iterations, 0 for never.
     """
     network.train()
     for iteration, (images, labels) in enumerate(batches):
-        primary, auxiliary = labels[:, primary_level], labels[:, auxiliary_level]
+        primary, auxiliary = labels[:, primary_level], auxiliary_labels(images, labels)
         cosine = cosine_every > 0 and iteration % cosine_every == 0
         meter.add(step(network, optimizer, images, primary, auxiliary, gamma, cosine=cosine))
     return meter.averages()
+
+
+def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test_levels):
+    """Train the multi-task network on the primary level and on auxiliary labels from anywhere, experiments/ too.
+
+    make_auxiliary_labels: called with the training Split, returns an object like TrueLabels. test_levels: the levels
+    to test on, that of the primary task and, where the auxiliary labels are true ones, theirs.
+    """
+    device = utils.select_device(settings.device)
+    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
+    level, gamma = settings.primary_level, settings.focal_gamma
+    classes = create_dataset.LEVEL_CLASSES[level], auxiliary_classes
+    run = utils.Run(script, f"{classes[0]}-{classes[1]}", settings, argv)
+    train, test = create_dataset.load(
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
+    )
+    iterations = train.iterations(settings.batch_size)
+
+    torch.manual_seed(settings.seed)
+    network = utils.Network(utils.VGG16(settings.width), *classes)
+    fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
+    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    generator = torch.Generator().manual_seed(settings.seed)
+    auxiliary_labels = make_auxiliary_labels(train)
+    step, low = fast.capture(utils.multi_task_step), fast.lower(network)
+
+    for _ in run.epochs(
+        iterations, device,
+        network=network, optimizer=optimizer, scheduler=scheduler, generator=generator, **auxiliary_labels.parts,
+    ):  # fmt: skip
+        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
+        batches, meter = train.train_batches(settings.batch_size, generator), run.meter("train")
+        row |= train_epoch(low, optimizer, batches, level, auxiliary_labels, gamma, meter, step, settings.cosine_every)
+        row |= utils.evaluate(low, test, test_levels, gamma)
+        scheduler.step()
+        run.end_epoch(row)
+
+
+# ------------------------------------------------------------------------------------------------
+# Main
+# ------------------------------------------------------------------------------------------------
 
 
 def parse(argv=None):
@@ -62,33 +116,11 @@ def parse(argv=None):
 
 def main(argv=None):
     settings = parse(argv)
-    device = utils.select_device(settings.device)
-    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
-    levels, gamma = (settings.primary_level, settings.auxiliary_level), settings.focal_gamma
-    classes = [create_dataset.LEVEL_CLASSES[level] for level in levels]
-    run = utils.Run("model_vgg_human", f"{classes[0]}-{classes[1]}", settings, argv)
-    train, test = create_dataset.load(
-        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
-    )
-    iterations = train.iterations(settings.batch_size)
-
-    torch.manual_seed(settings.seed)
-    network = utils.Network(utils.VGG16(settings.width), *classes)
-    fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
-    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
-    generator = torch.Generator().manual_seed(settings.seed)
-    step, low = fast.capture(utils.multi_task_step), fast.lower(network)
-
-    for _ in run.epochs(
-        iterations, device, network=network, optimizer=optimizer, scheduler=scheduler, generator=generator
-    ):
-        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
-        batches = train.train_batches(settings.batch_size, generator)
-        row |= train_epoch(low, optimizer, batches, *levels, gamma, run.meter("train"), step, settings.cosine_every)
-        row |= utils.evaluate(low, test, levels, gamma)
-        scheduler.step()
-        run.end_epoch(row)
+    level = settings.auxiliary_level
+    train(
+        "model_vgg_human", settings, argv, create_dataset.LEVEL_CLASSES[level],
+        make_auxiliary_labels=lambda split: TrueLabels(level), test_levels=(settings.primary_level, level),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

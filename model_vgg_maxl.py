@@ -213,7 +213,7 @@ class RememberedLayers(TorchFunctionMode):
             output = function(x, weight, bias, *options)
         tangent = function(x, dweight, dbias, *options)
         if dx is not None:  # the images do not depend on θ1
-            tangent = tangent + function(dx, weight, None, *options)
+            tangent += function(dx, weight, None, *options)
         return forward_ad.make_dual(output, tangent)
 
 
@@ -315,13 +315,18 @@ def check_psi(psi, primary_level):
         )
 
 
-def parse(argv=None):
-    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
-    parser = utils.make_parser(__doc__)
+def add_psi(parser):
+    """Add --psi."""
     parser.add_argument(
         "--psi", type=parse_psi, metavar="5,5,...",
         help="auxiliary classes of each primary class, 2,3,4 or 5*20 (default: %(default)s)",
     )  # fmt: skip
+
+
+def parse(argv=None):
+    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
+    parser = utils.make_parser(__doc__)
+    add_psi(parser)
     parser.add_argument(
         "--entropy-weight", type=float, metavar="W",
         help="weight of the entropy loss in the label generator's objective (default: %(default)s)",

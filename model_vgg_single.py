@@ -51,8 +51,13 @@ def train_epoch(network, optimizer, batches, primary_level, gamma, meter, step=s
     return meter.averages()
 
 
+def parse(argv=None):
+    """The command line's settings."""
+    return utils.parse_settings(utils.make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
+
+
 def main(argv=None):
-    settings = utils.parse_settings(utils.make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
+    settings = parse(argv)
     device = utils.select_device(settings.device)
     fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     level, gamma = settings.primary_level, settings.focal_gamma

@@ -413,7 +413,7 @@ class CapturedStep:
 # ------------------------------------------------------------------------------------------------
 
 
-def run_main(main, argv=None):
+def run_main(main, argv=None, how_to_go_on="--resume goes on after the last finished epoch"):
     """Call main(argv) and return the exit code: a user's mistake becomes one sentence, not a traceback.
 
     0 finished; 2 bad input, a full disk, or a loss that is not finite; 3 --max-minutes over; 130 Ctrl-C;
@@ -436,11 +436,11 @@ def run_main(main, argv=None):
         print(limit)
         return 3
     except KeyboardInterrupt:
-        print("\nstopped by Ctrl-C; --resume goes on after the last finished epoch", file=sys.stderr)
+        print(f"\nstopped by Ctrl-C; {how_to_go_on}", file=sys.stderr)
         return 130
     except SystemExit as stop:
         if stop.code == 143:
-            print("\nstopped by SIGTERM; --resume goes on after the last finished epoch", file=sys.stderr)
+            print(f"\nstopped by SIGTERM; {how_to_go_on}", file=sys.stderr)
         return stop.code or 0
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -462,9 +462,11 @@ class Run:
     def __init__(self, script, what, settings, argv=None):
         self.started = time.monotonic()
         self.script, self.settings = script, settings
-        self.command = shlex.join(["python", f"{script}.py", *(sys.argv[1:] if argv is None else argv)])
+        start = ["-m", script] if "." in script else [f"{script}.py"]  # experiments are started as modules
+        self.command = shlex.join(["python", *start, *(sys.argv[1:] if argv is None else argv)])
         generated = "" if settings.dataset == "cifar100" else f"{settings.dataset}-"
-        self.directory = Path(settings.out or f"runs/{script}-{generated}{what}-seed{settings.seed}")
+        name = script.rpartition(".")[2]
+        self.directory = Path(settings.out or f"runs/{name}-{generated}{what}-seed{settings.seed}")
         self.checkpoint_path = self.directory / "checkpoint.pt"
         self.previous_path = self.directory / "checkpoint.previous.pt"
         self.settings_path = self.directory / "settings.json"
@@ -564,17 +566,13 @@ class Run:
     def _lock(self):
         """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""
         try:
-            import fcntl
-
-            descriptor = os.open(self.directory, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = lock(self.directory)
         except BlockingIOError:
             raise InputError(
                 f"another run is at work in {self.directory}; wait for it, or name another folder with --out"
             ) from None
-        except (ImportError, OSError):  # a system or a file system without such locks
-            pass
+        if descriptor is not None:
+            weakref.finalize(self, os.close, descriptor)
 
     def _described(self):
         """Every setting, as it stands in settings.json and in a checkpoint."""
@@ -673,10 +671,8 @@ class Run:
         return None
 
     def _same_experiment(self, theirs, path):
-        ours = self._described()
-        differ = [name for name in ours if name not in FREE_ON_RESUME and ours[name] != theirs.get(name)]
-        if differ:
-            details = "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differ)
+        details = differences(self._described(), theirs)
+        if details:
             raise InputError(
                 f"{path} is of another experiment ({details}); give its settings, or another folder with --out"
             )
@@ -726,6 +722,32 @@ class Meter:
                 columns.setdefault(name, []).append(value)
         means = {f"{self.name}_{name}": math.fsum(values) / len(values) for name, values in columns.items()}
         return means | {f"seconds_{self.name}": time.perf_counter() - self.start}
+
+
+def differences(ours, theirs):
+    """What makes two runs different experiments, in words; empty where one may continue the other."""
+    differ = [name for name in ours if name not in FREE_ON_RESUME and ours[name] != theirs.get(name)]
+    return "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differ)
+
+
+def lock(directory):
+    """Lock a folder for this process: a descriptor to close, None where there are no such locks.
+
+    Raises BlockingIOError where another process holds it.
+    """
+    descriptor = None
+    try:
+        import fcntl
+
+        descriptor = os.open(directory, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except (ImportError, OSError) as error:
+        if descriptor is not None:
+            os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
 
 
 def read_checkpoint(path):

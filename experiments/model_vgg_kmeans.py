@@ -1,0 +1,166 @@
+"""K-Means: Human's multi-task network on clusters of an auto-encoder's codes (section 4.3), a baseline of Figure 3.
+
+    python -m experiments.model_vgg_kmeans                                # 20 classes, psi[i] = 5
+    python -m experiments.model_vgg_kmeans --primary-level 0 --psi 3,3,4  # 3 classes into 10
+    python -m experiments.model_vgg_kmeans --quick                        # a first look on generated images
+
+The images of primary class i are clustered into psi[i] clusters, which are its auxiliary classes. The paper says
+"clustering updated after every training iteration" and no more; here, every iteration on a batch of images
+  1. makes one step of the auto-encoder (Adam, mean squared error) on the batch, whose codes are taken;
+  2. labels each image with the nearest centroid of its primary class;
+  3. updates the multi-task network on these labels (eq. 2);
+  4. moves the centroids towards the batch's codes, one step of mini-batch K-Means.
+The centroids start as images' codes by k-means++. Not yet run at full length.
+"""
+
+import math
+import sys
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import model_vgg_human
+import model_vgg_maxl
+import utils
+from experiments import model_vgg_random
+
+SETTINGS = model_vgg_random.SETTINGS | {
+    "code_size": 64,  # of the auto-encoder
+    "autoencoder_learning_rate": 0.001,  # Adam
+    "forget": 0.99,  # weight of the past in a centroid, an iteration: the codes change while the auto-encoder learns
+    "starved": 0.05,  # a cluster with less than this share of the mean of its primary class is started anew
+}
+
+
+class AutoEncoder(nn.Module):
+    """Images (B, 3, 32, 32) -> codes (B, code_size) and back.
+
+    Encoder: three 3x3 convolutions of stride 2, 32-64-128 channels, each with BatchNorm and ReLU, and a linear layer.
+    Decoder: the same backwards, with transposed convolutions.
+    """
+
+    def __init__(self, code_size):
+        super().__init__()
+
+        def half(i, o):
+            return [nn.Conv2d(i, o, kernel_size=3, stride=2, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
+
+        def double(i, o):
+            return nn.ConvTranspose2d(i, o, kernel_size=4, stride=2, padding=1)
+
+        self.encoder = nn.Sequential(
+            *half(3, 32), *half(32, 64), *half(64, 128), nn.Flatten(), nn.Linear(128 * 4 * 4, code_size)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(code_size, 128 * 4 * 4), nn.ReLU(inplace=True), nn.Unflatten(1, (128, 4, 4)),
+            double(128, 64), nn.BatchNorm2d(64), nn.ReLU(inplace=True),
+            double(64, 32), nn.BatchNorm2d(32), nn.ReLU(inplace=True),
+            double(32, 3),
+        )  # fmt: skip
+
+
+class MiniBatchKMeans(nn.Module):
+    """One K-Means for each primary class, all at once: ψ[i] centroids for primary class i, sum(ψ) in all.
+
+    Mini-batch K-Means (Sculley 2010): a centroid is the mean of the codes that were nearest to it, here with the past
+    forgotten by `forget` a step. Nothing in it waits for the device.
+    """
+
+    def __init__(self, psi, code_size, forget=0.99, starved=0.05):
+        super().__init__()
+        self.forget, self.starved = forget, starved
+        # parameters without gradient, so that they are saved and watched like weights
+        self.centroids = nn.Parameter(torch.zeros(sum(psi), code_size), requires_grad=False)
+        self.counts = nn.Parameter(torch.zeros(sum(psi)), requires_grad=False)
+        mask = model_vgg_maxl.hierarchy_mask(psi)
+        self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer(
+            "siblings", mask.T.float() @ mask.float(), persistent=False
+        )  # (K, K), of one primary class
+
+    @torch.no_grad()
+    def start(self, codes, primary, generator):
+        """Draw the centroids from codes (N, D) of primary classes int64 (N,), by k-means++ (Arthur, Vassilvitskii)."""
+        for primary_class, own in enumerate(self.mask.cpu()):
+            members = codes[primary == primary_class].cpu()
+            distances = torch.ones(len(members))
+            for k in own.nonzero().flatten().tolist():
+                # any will do where all codes are centroids already
+                weights = distances if distances.sum() > 0 else torch.ones_like(distances)
+                self.centroids[k] = members[torch.multinomial(weights, 1, generator=generator).item()]
+                to_new = (members - self.centroids[k].cpu()).square().sum(dim=1)
+                distances = to_new if k == own.nonzero()[0].item() else torch.minimum(distances, to_new)
+        self.counts.fill_(1.0)
+
+    def distances(self, codes, primary):
+        """Squared distances (B, K) to the centroids, infinite to those of other primary classes."""
+        squared = torch.cdist(codes, self.centroids, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return squared.masked_fill(~self.mask[primary], math.inf)
+
+    def forward(self, codes, primary):
+        """The nearest centroid of the image's primary class: int64 (B,)."""
+        return self.distances(codes, primary).argmin(dim=1)
+
+    @torch.no_grad()
+    def update(self, codes, primary):
+        """One step on a batch's codes (B, D); a cluster that starves moves to its class's worst represented code."""
+        nearest, assigned = self.distances(codes, primary).min(dim=1)
+        members = F.one_hot(assigned, len(self.centroids)).to(codes)
+        total = self.forget * self.counts + members.sum(dim=0)
+        past = (self.forget * self.counts)[:, None] * self.centroids
+        self.centroids.copy_((past + members.T @ codes) / total[:, None])
+        self.counts.copy_(total)
+
+        mean = self.siblings @ self.counts / self.siblings.sum(dim=1)
+        candidates = nearest[:, None].expand(-1, len(mean)).masked_fill(~self.mask[primary], -1.0)
+        distance, farthest = candidates.max(dim=0)
+        move = (self.counts < self.starved * mean) & (distance > 0)
+        self.centroids.copy_(torch.where(move[:, None], codes[farthest], self.centroids))
+        self.counts.copy_(torch.where(move, mean, self.counts))
+
+
+class ClusterLabels:
+    """Auxiliary labels from clusters that are refreshed at every call; see the head of this file."""
+
+    def __init__(self, split, settings):
+        device = split.labels.device
+        self.level = settings.primary_level
+        self.autoencoder = utils.initialise(AutoEncoder(settings.code_size), nn.init.xavier_uniform_).to(device)
+        self.optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=settings.autoencoder_learning_rate)
+        self.clusters = MiniBatchKMeans(settings.psi, settings.code_size, settings.forget, settings.starved).to(device)
+        with torch.no_grad():
+            codes = torch.cat([self.autoencoder.encoder(images) for images, _ in split.test_batches()])
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.clusters.start(codes, split.labels[:, self.level], generator)
+        self.parts = {"autoencoder": self.autoencoder, "autoencoder_optimizer": self.optimizer}
+        self.parts |= {"clusters": self.clusters}
+
+    def __call__(self, images, labels):
+        primary = labels[:, self.level]
+        codes = self.autoencoder.encoder(images)
+        loss = F.mse_loss(self.autoencoder.decoder(codes), images)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        codes = codes.detach()
+        assigned = self.clusters(codes, primary)
+        self.clusters.update(codes, primary)
+        return assigned
+
+
+def parse(argv=None):
+    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
+    return model_vgg_random.parse(argv, __doc__, SETTINGS)
+
+
+def main(argv=None):
+    settings = parse(argv)
+    model_vgg_human.train(
+        "experiments.model_vgg_kmeans", settings, argv, sum(settings.psi),
+        make_auxiliary_labels=lambda split: ClusterLabels(split, settings), test_levels=[settings.primary_level],
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(utils.run_main(main))

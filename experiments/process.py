@@ -1,0 +1,64 @@
+"""A run as a process of its own: on this machine, or as a job of submitit (github.com/facebookincubator/submitit)."""
+
+import datetime
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def environment(**changed):
+    """This process's environment with the repository on Python's path."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path} | changed
+
+
+def start(command, log, **changed):
+    """Start a command; what it prints is appended to the file `log`. changed: variables of its environment."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        file.write(f"\n{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n")
+        file.flush()
+        # in a session of its own, so that Ctrl-C reaches it through this process alone
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**changed),
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def stop(processes, patience=60):
+    """SIGTERM, which the scripts end on cleanly; SIGKILL for what is still there after `patience` seconds."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class ClusterJob:
+    """A command as submitit runs it: the same process, started anew where the job is preempted or runs out of time."""
+
+    def __init__(self, command, log):
+        self.command, self.log, self.process = command, log, None
+
+    def __call__(self):
+        self.process = start(self.command, self.log)
+        try:
+            return self.process.wait()
+        finally:
+            stop([self.process])
+
+    def checkpoint(self):
+        """What submitit calls before it queues the job again; the command has --resume."""
+        import submitit
+
+        if self.process:
+            stop([self.process], patience=20)
+        return submitit.helpers.DelayedSubmission(ClusterJob(self.command, self.log))
