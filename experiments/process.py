@@ -51,7 +51,10 @@ class ClusterJob:
     def __call__(self):
         self.process = start(self.command, self.log)
         try:
-            return self.process.wait()
+            # not wait(), which holds a lock that checkpoint(), called by a signal amid it, would wait for
+            while self.process.poll() is None:
+                time.sleep(0.5)
+            return self.process.returncode
         finally:
             stop([self.process])
 

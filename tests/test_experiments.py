@@ -435,6 +435,7 @@ def test_submitits_local_executor_runs_the_plan():
     assert len(curves("r/single-3-seed0")) == len(curves("r/random-3-10-seed0")) == 3
 
 
+@needs_proc
 def test_a_preempted_job_stops_its_run_and_is_queued_again(monkeypatch):
     submitit = pytest.importorskip("submitit", reason="needs submitit")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
@@ -444,7 +445,9 @@ def test_a_preempted_job_stops_its_run_and_is_queued_again(monkeypatch):
     executor.update_parameters(timeout_min=5, signal_delay_s=3)
     job = executor.submit(process.ClusterJob(task.command, task.log))
     wait_for(lambda: task.epochs_done() > 0)
-    job._interrupt(timeout=False)
+    (worker,) = children(job._process)
+    os.kill(worker, signal.SIGUSR2)  # as Slurm preempts
+    wait_for(job.done)
     assert job.result() == 0
     assert len(curves(task.folder)) == 30
     assert len(json.loads((task.folder / "settings.json").read_text())["sessions"]) == 2
