@@ -203,11 +203,32 @@ def show_plan(tasks, jobs):
 
 
 def show_status(tasks):
-    """Print how far every run is."""
+    """Print how far every run is, and about how long the rest will take, from the epochs run so far."""
+    counts, seconds, cost, left = collections.Counter(), 0.0, 0.0, 0.0
     for task in tasks:
-        print(f"{task.name:24s} {task.state():10s} epoch {task.epochs_done()} of {task.settings.epochs}")
-    counts = collections.Counter(task.state() for task in tasks)
-    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())))
+        state, epochs = task.state(), task.epochs_done()
+        last = last_line(task.log) if state in ("unfinished", "not begun") else ""
+        if last.startswith("error: "):
+            state = "failed"
+        counts[state] += 1
+        print(
+            f"{task.name:24s} {state:10s} epoch {epochs} of {task.settings.epochs} {last * (state == 'failed')}".rstrip()
+        )
+        if epochs:
+            seconds += figure3_report.RunOnDisk(task.folder).seconds
+            cost += COST[task.method] * epochs
+        left += COST[task.method] * (task.settings.epochs - epochs)
+    rest = f"; about {duration(left * seconds / cost)} of runs left, one after the other" if cost and left else ""
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + rest)
+
+
+def last_line(path):
+    """The last line of a log with anything in it; empty where there is none."""
+    try:
+        lines = path.read_text(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def duration(seconds):
@@ -252,8 +273,7 @@ def outcome(task, code):
         return "unfinished"
     if code < 0:
         return f"killed by signal {-code}"
-    *_, last = [line for line in task.log.read_text(errors="replace").splitlines() if line.strip()]
-    return last
+    return last_line(task.log) or f"exit code {code}"
 
 
 def share_of_machine(slot, jobs):

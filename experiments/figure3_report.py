@@ -108,9 +108,8 @@ def draw(runs, pairs, root):
     for axes in panels[len(pairs) :]:
         axes.axis("off")
     ordered = [label for label, *_ in STYLES.values() if label in shown]
-    figure.legend(
-        [shown[label] for label in ordered], ordered, loc="outside upper center", ncols=5, frameon=False, handlelength=3
-    )
+    legend = {"loc": "outside upper center", "ncols": 5 if columns > 1 else 3, "frameon": False, "handlelength": 3}
+    figure.legend([shown[label] for label in ordered], ordered, **legend)
     for ending in ("png", "pdf"):
         figure.savefig(Path(root) / f"figure3.{ending}", dpi=200)
 
@@ -129,7 +128,7 @@ def table(runs, pairs, seeds):
                     missing.append(f"seed {seed} not run")
                 elif not run.finished:
                     missing.append(f"seed {seed} at epoch {len(run.accuracy)} of {run.settings['epochs']}")
-            row = {"pair": pair, "method": label, "n": len(finished)}
+            row = {"pair": pair, "method": label, "begun": len(found), "n": len(finished)}
             for name, accuracy in (("final", lambda run: run.accuracy[-1]), ("best", lambda run: max(run.accuracy))):
                 values = [accuracy(run) for run in finished]
                 mean, spread = mean_and_spread(values) if values else (None, None)
@@ -157,9 +156,8 @@ def markdown(rows, runs):
         cells = [row["pair"].replace("-", " → "), row["method"]]
         for name in ("final", "best"):
             mean, spread = row[f"{name}_mean"], row[f"{name}_std"]
-            cells.append(
-                "not run" if mean is None else f"{mean:.2f}" + (f" ± {spread:.2f}" if spread is not None else "")
-            )
+            spread = "" if spread is None else f" ± {spread:.2f}"
+            cells.append(f"{mean:.2f}{spread}" if mean is not None else "unfinished" if row["begun"] else "not run")
         cells += [str(row["n"]), f"{row['paper_maxl']:.2f}" if row["paper_maxl"] else ""]
         cells += [
             f"{row['seconds_per_run'] / 60:.1f} min" if row["seconds_per_run"] else "",

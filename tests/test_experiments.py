@@ -98,6 +98,16 @@ def test_clusters_are_the_known_ones_and_far_purer_than_chance():
     assert (kmeans.centroids - centre).norm(dim=1).max() < 0.5
 
 
+def test_a_code_stays_with_its_primary_class_though_anothers_centroid_is_nearer():
+    kmeans = model_vgg_kmeans.MiniBatchKMeans([2, 1], 2)
+    kmeans.centroids.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [50.0, 50.0]]))
+    kmeans.counts.fill_(1.0)
+    codes, primary = torch.zeros(4, 2), torch.tensor([1, 1, 0, 1])
+    assert kmeans(codes, primary).tolist() == [2, 2, 0, 2]
+    kmeans.update(codes, primary)
+    assert kmeans.centroids[0].tolist() == [0, 0] and kmeans.centroids[2].norm() < 20
+
+
 def test_a_step_is_the_mean_with_the_past_forgotten():
     kmeans = model_vgg_kmeans.MiniBatchKMeans([2, 1], 2, forget=0.5)
     kmeans.centroids.copy_(torch.tensor([[0.0, 0.0], [10.0, 0.0], [5.0, 5.0]]))
@@ -351,6 +361,10 @@ def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others():
     assert "1 of 2 runs did not end well: random-3-10-seed0 (error: --out r/random-3-10-seed0 is a file" in error
     assert error.count("\n") == 1 and "single-3-seed0: done" in out
     assert Path("r/figure3.md").exists()
+    out, _ = runner(*FEW, "--methods", "random", "single", "--epochs", 1, "--status").communicate(timeout=60)
+    assert (
+        "failed     epoch 0 of 1 error: --out r/random-3-10-seed0 is a file" in out and "1 done, 1 failed; about" in out
+    )
 
 
 @needs_proc
@@ -484,6 +498,7 @@ def test_the_table_has_the_known_means_and_says_what_is_missing(capsys):
     assert rows["Single"]["final_std"] == "" and rows["Single"]["missing"] == "seed 1 not run, seed 2 not run"
     assert rows["Human"]["n"] == "0" and rows["Human"]["final_mean"] == ""
     assert rows["Human"]["missing"] == "seed 0 at epoch 2 of 3, seed 1 not run, seed 2 not run"
+    assert any(line.startswith("| 20 → 100 | Human | unfinished | unfinished | 0 |") for line in open("r/figure3.md"))
     assert rows["Random"]["n"] == "1" and float(rows["Random"]["best_mean"]) == pytest.approx(40)
     lines = Path("r/figure3.md").read_text().splitlines()
     assert "| 20 → 100 | MAXL | 72.00 ± 2.00 | 75.00 ± 0.00 | 3 | 74.27 | 3.0 min | a device |  |" in lines
