@@ -208,12 +208,10 @@ def show_status(tasks):
     for task in tasks:
         state, epochs = task.state(), task.epochs_done()
         last = last_line(task.log) if state in ("unfinished", "not begun") else ""
-        if last.startswith("error: "):
-            state = "failed"
+        failed = last.startswith("error: ")
+        state = "failed" if failed else state
         counts[state] += 1
-        print(
-            f"{task.name:24s} {state:10s} epoch {epochs} of {task.settings.epochs} {last * (state == 'failed')}".rstrip()
-        )
+        print(f"{task.name:24s} {state:10s} epoch {epochs} of {task.settings.epochs} {last if failed else ''}".rstrip())
         if epochs:
             seconds += figure3_report.RunOnDisk(task.folder).seconds
             cost += COST[task.method] * epochs
