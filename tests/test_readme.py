@@ -1,5 +1,6 @@
 """README's example runs as printed, and what README says of files and columns is so."""
 
+import importlib
 import re
 
 import pytest
@@ -25,7 +26,8 @@ def test_the_example_with_ones_own_data_and_backbone_runs_and_trains_both_networ
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_every_column_of_curves_is_in_the_glossary(name):
-    assert run_script(name, *TINY, "--epochs", 1, "--train-images", 100, "--out", "r") == 0
+    cosine = [] if name == "model_vgg_single" else ["--cosine-every", 1]
+    assert run_script(name, *TINY, "--epochs", 1, "--train-images", 100, *cosine, "--out", "r") == 0
     (row,) = curves("r", with_seconds=True)
     for column in row.keys() - {"epoch"}:
         assert f"`{column}`" in README, column
@@ -39,6 +41,13 @@ def test_the_commands_printed_are_accepted():
         options = arguments.replace("'", "").split()
         few = [*TINY, "--epochs", "1", "--train-images", "100", "--out", f"r{len(options)}", "--overwrite"]
         assert run_script(name, *[o for o in options if o != "--quick"], *few) == 0, (name, arguments)
+
+
+def test_the_commands_of_the_experiments_are_accepted():
+    commands = re.findall(r"^python -m (experiments\.\w+) *([^#\n]*)", README, re.M)
+    assert len(commands) >= 9
+    for name, arguments in commands:
+        importlib.import_module(name).parse(arguments.split())
 
 
 def test_the_file_table_names_what_is_there():
