@@ -368,7 +368,7 @@ class CapturedStep:
     WARM_UP = 3  # calls; cuDNN looks for its best kernels in the first
 
     def __init__(self, step):
-        self.step, self.rates, self.recorded = step, None, {}
+        self.step, self.rates, self.recorded, self.side = step, None, {}, None
 
     def __call__(self, *args, **options):
         rates = [g["lr"] for a in args if isinstance(a, torch.optim.Optimizer) for g in a.param_groups]
@@ -393,11 +393,11 @@ class CapturedStep:
 
     def _on_a_side_stream(self, args, options):
         """The step as it is; off the main stream, as torch asks of calls before a capture."""
-        main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
+        main, self.side = torch.cuda.current_stream(), self.side or torch.cuda.Stream()
+        self.side.wait_stream(main)
+        with torch.cuda.stream(self.side):
             outputs = self.step(*args, **options)
-        main.wait_stream(side)
+        main.wait_stream(self.side)
         return outputs
 
     def _record(self, args, options):

@@ -349,34 +349,36 @@ def run_on_cluster(tasks, cluster, jobs, parameters):
     at_a_time = len(waiting) if cluster == "slurm" else jobs  # Slurm keeps the number itself
     try:
         while waiting or running:
-            free = at_a_time - len(running)
-            batch, waiting = waiting[:free], waiting[free:]
+            batch = [task for task in waiting if task.state() != "at work"][: at_a_time - len(running)]
+            waiting = [task for task in waiting if task not in batch]
             if batch:
                 with executor.batch():
                     submitted = [executor.submit(process.ClusterJob(task.command, task.log)) for task in batch]
                 for task, job in zip(batch, submitted):
                     progress.say(f"submitted {task.name} as job {job.job_id}")
-                    running[task] = job
+                    running[task] = job, task.epochs_done()
             time.sleep(1 if cluster == "local" else 10)
-            for task, job in list(running.items()):
+            for task, (job, epochs) in list(running.items()):
                 if not job.done():
                     continue
                 del running[task]
                 error = job.exception()
-                result = (
-                    outcome(task, job.result()) if error is None else f"{type(error).__name__}: see {job.paths.stderr}"
-                )
+                code = job.result() if error is None else None
+                result = f"{type(error).__name__}, see {job.paths.stderr}" if error else outcome(task, code)
+                if code == 2 and at_work(task.folder):
+                    waiting.append(task)
+                    continue
                 progress.say(f"ended {task.name}: {result}")
-                if result == "unfinished":  # --max-minutes were over; it is queued again
+                if result == "unfinished" and task.epochs_done() > epochs:  # --max-minutes were over: again
                     waiting.append(task)
                 elif result != "done":
                     bad[task] = result
             progress.show(running=len(running), waiting=len(waiting), failed=len(bad))
     finally:
         if running and cluster == "slurm":
-            progress.say("the jobs go on; scancel ends them, and the same command waits for them again")
+            progress.say("the jobs go on; scancel ends them")
         else:
-            for job in running.values():
+            for job, _ in running.values():
                 with contextlib.suppress(Exception):
                     job.cancel()
         progress.bar.close()
@@ -394,21 +396,14 @@ def parse(argv=None):
     add = parser.add_argument
     add("--pairs", nargs="+", choices=PAIRS, metavar="P-A", help=f"{', '.join(PAIRS)} (default: all)")
     add(
-        "--methods",
-        nargs="+",
-        choices=SCRIPTS,
-        default=list(SCRIPTS),
-        metavar="M",
+        "--methods", nargs="+", choices=SCRIPTS, default=list(SCRIPTS), metavar="M",
         help=f"{', '.join(SCRIPTS)} (default: all)",
-    )
+    )  # fmt: skip
     add("--seeds", nargs="+", type=int, metavar="N", help="(default: 0 1 2)")
     add(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
+        "--jobs", type=int, default=1, metavar="N",
         help="runs at a time, spread over the visible GPUs (default: %(default)s)",
-    )
+    )  # fmt: skip
     add("--out", metavar="DIR", help="folder of all runs, figure and table (default: runs/figure3)")
     add("--quick", action="store_true", help="small runs on generated images: 3-10 and 20-100, seed 0 (default: off)")
     what = parser.add_mutually_exclusive_group()

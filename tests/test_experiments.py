@@ -450,6 +450,16 @@ def test_submitits_local_executor_runs_the_plan():
     assert len(curves("r/single-3-seed0")) == len(curves("r/random-3-10-seed0")) == 3
 
 
+def test_a_job_out_of_max_minutes_is_submitted_again_until_its_run_is_done():
+    pytest.importorskip("submitit", reason="needs submitit")
+    few = [*FEW, "--methods", "single", "--epochs", 150, "--submitit", "local"]
+    out, error = runner(*few, "--max-minutes", 0.15).communicate(timeout=240)
+    assert out.count("submitted") == 1 + out.count(": unfinished") > 1 and out.count(": done") == 1, (out, error)
+    assert len(curves("r/single-3-seed0")) == 150
+    out, error = runner(*few, "--epochs", 10**6, "--max-minutes", 0.0001).communicate(timeout=60)
+    assert out.count("submitted") == 1 and "1 of 1 runs are unfinished" in out, (out, error)
+
+
 @needs_proc
 def test_a_preempted_job_stops_its_run_and_is_queued_again(monkeypatch):
     submitit = pytest.importorskip("submitit", reason="needs submitit")
