@@ -565,14 +565,14 @@ class Run:
 
     def _lock(self):
         """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""
-        try:
-            descriptor = lock(self.directory)
-        except BlockingIOError:
-            raise InputError(
-                f"another run is at work in {self.directory}; wait for it, or name another folder with --out"
-            ) from None
-        if descriptor is not None:
-            weakref.finalize(self, os.close, descriptor)
+        for attempt in range(5):  # who only looks whether the folder is free holds the lock for an instant
+            with contextlib.suppress(BlockingIOError):
+                descriptor = lock(self.directory)
+                if descriptor is not None:
+                    weakref.finalize(self, os.close, descriptor)
+                return
+            time.sleep(0.05 * attempt)
+        raise InputError(f"another run is at work in {self.directory}; wait for it, or name another folder with --out")
 
     def _described(self):
         """Every setting, as it stands in settings.json and in a checkpoint."""

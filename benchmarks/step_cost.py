@@ -121,12 +121,10 @@ class Bench:
     def errors(self):
         """Of two gradients that are not the exact meta-gradient: relative error and cosine, the entropy left out."""
         exact = self.meta_gradient(self.network, self.generator)
-        bf16 = utils.Acceleration(self.device, "bf16")
-        others = {
-            "finite-difference": self.meta_gradient(self.network, self.generator, method="finite-difference"),
-            "forward-mode in bf16": self.meta_gradient(bf16.lower(self.network), bf16.lower(self.generator)),
-        }
-        utils.Acceleration(self.device)
+        finite = self.meta_gradient(self.network, self.generator, method="finite-difference")
+        bf16 = utils.Acceleration(self.device, "bf16")  # last: it allows TF32 from here on
+        lowered = self.meta_gradient(bf16.lower(self.network), bf16.lower(self.generator))
+        others = {"finite-difference": finite, "forward-mode in bf16": lowered}
         return {
             name: {
                 "relative_error": ((other - exact).norm() / exact.norm()).item(),
@@ -196,6 +194,17 @@ def acceleration(arguments):
     return {name: getattr(arguments, name) for name in ("precision", "channels_last", "cuda_graphs")}
 
 
+def epoch_seconds(bench, seconds, passes, train_images=TRAIN_IMAGES, test_images=TEST_IMAGES):
+    """Seconds of an epoch: a pass with data and augmentation for each row in `passes`, then the test.
+
+    seconds: of a call, by row.
+    """
+    batch = seconds["data and augmentation"] / BATCHES
+    iterations = train_images // bench.batch_size
+    test = seconds["test"] * test_images / len(bench.split)
+    return sum(iterations * (seconds[row] + batch) for row in passes) + test
+
+
 def step_costs(arguments, device):
     """The whole table as a dict; see the keys for the units."""
     bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))
@@ -221,12 +230,11 @@ def step_costs(arguments, device):
             "share_of_matrix_rate": operations / median[row] / matrix_rate,
             "memory_bytes": memory[row],
         }
-    iterations, batch = TRAIN_IMAGES // arguments.batch_size, median["data and augmentation"] / BATCHES
-    test = median["test"] * TEST_IMAGES / (BATCHES * arguments.batch_size)
     passes = {"Single": ["Single step"], "Human": ["Human step"]}
     for method in model_vgg_maxl.META_GRADIENTS:
         passes[f"MAXL, {method}"] = ["MAXL first pass", f"MAXL second pass, {method}"]
-    epochs = {name: sum(iterations * (median[row] + batch) for row in rows) + test for name, rows in passes.items()}
+    epochs = {name: epoch_seconds(bench, median, rows) for name, rows in passes.items()}
+    batch, test = median["data and augmentation"] / BATCHES, epoch_seconds(bench, median, [])
     return {
         "width": arguments.width,
         "batch_size": arguments.batch_size,
@@ -236,7 +244,7 @@ def step_costs(arguments, device):
         "matrix_flops_per_second": matrix_rate,
         "steps": table,
         "data_seconds_per_batch": batch,
-        "data_share_of_a_single_epoch": iterations * batch / epochs["Single"],
+        "data_share_of_a_single_epoch": TRAIN_IMAGES // bench.batch_size * batch / epochs["Single"],
         "test_seconds": test,
         "epoch_seconds_from_the_medians": epochs,
         "epoch_times_single": {name: seconds / epochs["Single"] for name, seconds in epochs.items()},

@@ -164,28 +164,25 @@ def estimate(tasks):
 
     settings = tasks[0].settings
     device = utils.select_device(settings.device)
-    acceleration = {name: getattr(settings, name) for name in ("precision", "channels_last", "cuda_graphs")}
-    bench = step_cost.Bench(device, settings.width, settings.batch_size, **acceleration)
+    bench = step_cost.Bench(device, settings.width, settings.batch_size, **step_cost.acceleration(settings))
     kmeans = model_vgg_kmeans.parse(["--psi", "5*20"])
     kmeans.primary_level = 0  # the benchmark's labels have one level
-    bench.rows["K-Means labels"] = functools.partial(
-        model_vgg_kmeans.ClusterLabels(bench.split, kmeans), bench.images, bench.primary[:, None]
-    )
-    maxl = ["MAXL first pass", f"MAXL second pass, {model_vgg_maxl.SETTINGS['meta_gradient']}"]
-    passes = {"single": ["Single step"], "human": ["Human step"], "random": ["Human step"], "maxl": maxl}
-    passes["kmeans"] = ["Human step", "K-Means labels"]
+    cluster = model_vgg_kmeans.ClusterLabels(bench.split, kmeans)
+
+    def kmeans_step():
+        cluster(bench.images, bench.primary[:, None])
+        bench.human_step()
+
+    bench.rows["K-Means step"] = kmeans_step
+    passes = {"single": ["Single step"], "human": ["Human step"], "random": ["Human step"], "kmeans": ["K-Means step"]}
+    passes["maxl"] = ["MAXL first pass", f"MAXL second pass, {model_vgg_maxl.SETTINGS['meta_gradient']}"]
     rows = sorted({row for steps in passes.values() for row in steps} | {"data and augmentation", "test"})
     seconds = {row: min(times) for row, times in step_cost.measure(bench, rows, repeats=2).items()}
-    synthetic = settings.dataset == "synthetic"
-    images = create_dataset.SYNTHETIC_TRAIN_IMAGES if synthetic else step_cost.TRAIN_IMAGES
-    tested = create_dataset.SYNTHETIC_TEST_IMAGES if synthetic else step_cost.TEST_IMAGES
-    iterations = (settings.train_images or images) // settings.batch_size
-    data = seconds["data and augmentation"] / step_cost.BATCHES
-    test = seconds["test"] * tested / len(bench.split)
-    return {
-        method: iterations * sum(seconds[row] + (row != "K-Means labels") * data for row in steps) + test
-        for method, steps in passes.items()
-    }
+    images = {"cifar100": (step_cost.TRAIN_IMAGES, step_cost.TEST_IMAGES)}
+    images["synthetic"] = create_dataset.SYNTHETIC_TRAIN_IMAGES, create_dataset.SYNTHETIC_TEST_IMAGES
+    train_images, test_images = images[settings.dataset]
+    sizes = settings.train_images or train_images, test_images
+    return {method: step_cost.epoch_seconds(bench, seconds, steps, *sizes) for method, steps in passes.items()}
 
 
 def show_plan(tasks, jobs):
@@ -244,7 +241,7 @@ class Progress:
     """A bar over the epochs of all runs, weighted by what they cost, and a line for each thing that happens."""
 
     def __init__(self, tasks):
-        self.tasks = tasks
+        self.tasks, self.next_look = tasks, 0.0
         self.bar = tqdm(
             total=self.cost(lambda task: task.settings.epochs), initial=self.cost(Task.epochs_done),
             disable=None, smoothing=0, dynamic_ncols=True, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left",
@@ -254,6 +251,9 @@ class Progress:
         return sum(COST[task.method] * epochs(task) for task in self.tasks)
 
     def show(self, **counts):
+        if self.bar.disable or time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + 5  # a look reads the curves of all runs
         self.bar.set_description(", ".join(f"{n} {what}" for what, n in counts.items() if n), refresh=False)
         self.bar.n = self.cost(Task.epochs_done)
         self.bar.refresh()
@@ -297,14 +297,15 @@ def run_here(tasks, jobs):
     try:
         while waiting or running:
             for slot in set(range(jobs)) - running.keys():
-                ready = (task for task in waiting if task.state() != "at work")
-                if task := next(ready, None):
-                    waiting.remove(task)
-                    if task.state() == "done":  # by another process, meanwhile
-                        continue
+                ready = ((task, state) for task in waiting if (state := task.state()) != "at work")
+                task, state = next(ready, (None, None))
+                if task is None:
+                    break
+                waiting.remove(task)
+                if state != "done":  # by another process, meanwhile
                     progress.say(f"started {task.name}")
                     running[slot] = task, process.start(task.command, task.log, **share_of_machine(slot, jobs))
-            time.sleep(0.2)
+            time.sleep(0.5)
             for slot, (task, run) in list(running.items()):
                 code = run.poll()
                 if code is None:

@@ -38,7 +38,7 @@ class RunOnDisk:
             rows = list(csv.DictReader(file))
         self.accuracy = [100 * float(row["test_primary_accuracy"]) for row in rows]
         self.seconds = sum(float(v) for row in rows for name, v in row.items() if name.startswith("seconds_"))
-        self.finished = len(rows) == self.settings["epochs"]
+        self.finished = len(rows) == self.settings.get("epochs")
 
 
 def read_runs(root, pairs, seeds):
@@ -170,15 +170,10 @@ def markdown(rows, runs):
 
 
 def report(root, pairs, seeds):
-    """Draw the figure and write the table of the runs in `root`.
-
-    A figure of one or two pairs is drawn without the others, a larger one with all that were asked for.
-    """
+    """Draw the figure and write the table of the runs in `root`; what was not run is shown as such."""
     runs = read_runs(root, pairs, seeds)
-    begun = {pair for pair, method in runs if method != "single"} or {pair for pair, _ in runs}
-    drawn = [pair for pair in pairs if len(begun) > 2 or pair in begun]
-    draw(runs, drawn, root)
-    rows = table(runs, drawn, seeds)
+    draw(runs, pairs, root)
+    rows = table(runs, pairs, seeds)
     root = Path(root)
     (root / "figure3.md").write_text(markdown(rows, runs))
     with open(root / "figure3.csv", "w", newline="") as file:

@@ -8,8 +8,8 @@ The images of primary class i are clustered into psi[i] clusters, which are its 
 "clustering updated after every training iteration" and no more; here, every iteration on a batch of images
   1. makes one step of the auto-encoder (Adam, mean squared error) on the batch, whose codes are taken;
   2. labels each image with the nearest centroid of its primary class;
-  3. updates the multi-task network on these labels (eq. 2);
-  4. moves the centroids towards the batch's codes, one step of mini-batch K-Means.
+  3. moves the centroids towards the batch's codes, one step of mini-batch K-Means;
+  4. updates the multi-task network on these labels (eq. 2).
 The centroids start as images' codes by k-means++. Not yet run at full length.
 """
 
@@ -75,22 +75,23 @@ class MiniBatchKMeans(nn.Module):
         self.counts = nn.Parameter(torch.zeros(sum(psi)), requires_grad=False)
         mask = model_vgg_maxl.hierarchy_mask(psi)
         self.register_buffer("mask", mask, persistent=False)
-        self.register_buffer(
-            "siblings", mask.T.float() @ mask.float(), persistent=False
-        )  # (K, K), of one primary class
+        siblings = mask.T.float() @ mask.float()  # (K, K), 1 where two clusters are of one primary class
+        self.register_buffer("siblings", siblings, persistent=False)
 
     @torch.no_grad()
     def start(self, codes, primary, generator):
         """Draw the centroids from codes (N, D) of primary classes int64 (N,), by k-means++ (Arthur, Vassilvitskii)."""
+        codes, primary = codes.cpu(), primary.cpu()
+        centroids = torch.empty(self.centroids.shape)
         for primary_class, own in enumerate(self.mask.cpu()):
-            members = codes[primary == primary_class].cpu()
-            distances = torch.ones(len(members))
+            members = codes[primary == primary_class]
+            nearest = torch.full((len(members),), math.inf)  # squared distance to the centroids so far
             for k in own.nonzero().flatten().tolist():
-                # any will do where all codes are centroids already
-                weights = distances if distances.sum() > 0 else torch.ones_like(distances)
-                self.centroids[k] = members[torch.multinomial(weights, 1, generator=generator).item()]
-                to_new = (members - self.centroids[k].cpu()).square().sum(dim=1)
-                distances = to_new if k == own.nonzero()[0].item() else torch.minimum(distances, to_new)
+                # any code will do at first, and where all are centroids already
+                weights = nearest if 0 < nearest.sum() < math.inf else torch.ones_like(nearest)
+                centroids[k] = members[torch.multinomial(weights, 1, generator=generator).item()]
+                nearest = torch.minimum(nearest, (members - centroids[k]).square().sum(dim=1))
+        self.centroids.copy_(centroids)
         self.counts.fill_(1.0)
 
     def distances(self, codes, primary):
@@ -104,7 +105,10 @@ class MiniBatchKMeans(nn.Module):
 
     @torch.no_grad()
     def update(self, codes, primary):
-        """One step on a batch's codes (B, D); a cluster that starves moves to its class's worst represented code."""
+        """One step on a batch's codes (B, D); returns the nearest centroids before it, int64 (B,), as forward does.
+
+        A cluster that starves moves to its class's worst represented code in the batch.
+        """
         nearest, assigned = self.distances(codes, primary).min(dim=1)
         members = F.one_hot(assigned, len(self.centroids)).to(codes)
         total = self.forget * self.counts + members.sum(dim=0)
@@ -118,6 +122,7 @@ class MiniBatchKMeans(nn.Module):
         move = (self.counts < self.starved * mean) & (distance > 0)
         self.centroids.copy_(torch.where(move[:, None], codes[farthest], self.centroids))
         self.counts.copy_(torch.where(move, mean, self.counts))
+        return assigned
 
 
 class ClusterLabels:
@@ -133,8 +138,9 @@ class ClusterLabels:
             codes = torch.cat([self.autoencoder.encoder(images) for images, _ in split.test_batches()])
         generator = torch.Generator().manual_seed(settings.seed)
         self.clusters.start(codes, split.labels[:, self.level], generator)
-        self.parts = {"autoencoder": self.autoencoder, "autoencoder_optimizer": self.optimizer}
-        self.parts |= {"clusters": self.clusters}
+        self.parts = {
+            "autoencoder": self.autoencoder, "autoencoder_optimizer": self.optimizer, "clusters": self.clusters,
+        }  # fmt: skip
 
     def __call__(self, images, labels):
         primary = labels[:, self.level]
@@ -143,10 +149,7 @@ class ClusterLabels:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        codes = codes.detach()
-        assigned = self.clusters(codes, primary)
-        self.clusters.update(codes, primary)
-        return assigned
+        return self.clusters.update(codes.detach(), primary)
 
 
 def parse(argv=None):

@@ -130,6 +130,30 @@ def test_centroids_follow_codes_that_drift():
     assert purity(kmeans(codes, primary), cluster, 9) > 0.95
 
 
+def test_a_step_returns_the_labels_from_before_it():
+    codes, primary, _ = blobs([2, 3, 4])
+    kmeans = model_vgg_kmeans.MiniBatchKMeans([2, 3, 4], 8, forget=0.1)
+    kmeans.start(codes, primary, torch.Generator().manual_seed(2))
+    before = kmeans(codes, primary)
+    assert torch.equal(kmeans.update(codes, primary), before)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_no_step_of_kmeans_waits_for_the_gpu():
+    pixels = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8)
+    split = create_dataset.Split(pixels, (torch.arange(60) % 3)[:, None].expand(-1, 4).contiguous(), "cuda")
+    settings = model_vgg_kmeans.parse(["--primary-level", "0", "--psi", "2,3,4"])
+    labels = model_vgg_kmeans.ClusterLabels(split, settings)
+    batch = next(split.train_batches(30, torch.Generator().manual_seed(0)))
+    labels(*batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels(*batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_an_empty_cluster_is_started_anew():
     psi = [2, 3, 4]
     codes, primary, cluster = blobs(psi)
