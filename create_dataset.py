@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
-from utils import InputError
+from harness.exits import InputError
 
 # ------------------------------------------------------------------------------------------------
 # The hierarchy: 3 -> 10 -> 20 -> 100 classes
@@ -207,7 +207,7 @@ def load_cifar100(root):
     return [(split.data, split.targets) for split in splits]
 
 
-SYNTHETIC_TRAIN_IMAGES, SYNTHETIC_TEST_IMAGES = 10_000, 2_000
+SIZES = {"cifar100": (50_000, 10_000), "synthetic": (10_000, 2_000)}  # training and test images
 
 
 def make_synthetic(train=True, seed=0):
@@ -219,7 +219,7 @@ def make_synthetic(train=True, seed=0):
     """
     patterns = np.random.default_rng(seed)
     rng = np.random.default_rng([seed, 1 if train else 2])
-    count = SYNTHETIC_TRAIN_IMAGES if train else SYNTHETIC_TEST_IMAGES
+    count = SIZES["synthetic"][0 if train else 1]
 
     def smooth(generator, n):
         coarse = torch.from_numpy(generator.standard_normal((n, 3, 5, 5), dtype=np.float32))

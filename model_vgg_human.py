@@ -13,6 +13,10 @@ import torch
 
 import create_dataset
 import utils
+from harness.acceleration import Acceleration, select_device
+from harness.command_line import make_parser, parse_settings
+from harness.exits import run_main
+from harness.run import Run
 
 # ------------------------------------------------------------------------------------------------
 # Settings: the paper's; those with an option can be set on the command line too
@@ -65,11 +69,11 @@ def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test
     make_auxiliary_labels: called with the training Split, returns an object like TrueLabels. test_levels: the levels
     to test on, that of the primary task and, where the auxiliary labels are true ones, theirs.
     """
-    device = utils.select_device(settings.device)
-    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
+    device = select_device(settings.device)
+    fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     level, gamma = settings.primary_level, settings.focal_gamma
     classes = create_dataset.LEVEL_CLASSES[level], auxiliary_classes
-    run = utils.Run(script, f"{classes[0]}-{classes[1]}", settings, argv)
+    run = Run(script, f"{classes[0]}-{classes[1]}", settings, argv)
     train, test = create_dataset.load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed
     )
@@ -103,13 +107,13 @@ def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test
 
 def parse(argv=None):
     """The command line's settings. Raises InputError unless the auxiliary level is finer than the primary."""
-    parser = utils.make_parser(__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--auxiliary-level", type=int, metavar="K",
         help="level of the auxiliary task, finer than the primary: 1, 2, 3 for 10, 20, 100 classes "
         "(default: %(default)s)",
     )  # fmt: skip
-    settings = utils.parse_settings(parser, SETTINGS, argv)
+    settings = parse_settings(parser, SETTINGS, argv)
     create_dataset.parent_map(settings.primary_level, settings.auxiliary_level)
     return settings
 
@@ -124,4 +128,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

@@ -7,10 +7,8 @@
 Not yet run at full length.
 """
 
-import argparse
 import contextlib
 import math
-import re
 import sys
 
 import torch
@@ -22,6 +20,10 @@ from torch.overrides import TorchFunctionMode
 
 import create_dataset
 import utils
+from harness.acceleration import Acceleration, select_device
+from harness.command_line import add_psi, make_parser, parse_settings
+from harness.exits import InputError, run_main
+from harness.run import Run
 
 # ------------------------------------------------------------------------------------------------
 # Settings: the paper's; those with an option can be set on the command line too
@@ -39,8 +41,7 @@ SETTINGS = {
     "halve_every": 50,  # epochs after which both learning rates are halved (App. B)
     "focal_gamma": 2.0,  # γ, eq. 1
     "entropy_weight": 0.2,  # λ, eq. 5 (App. B)
-    "meta_gradient": "forward-mode",  # or "double-backward", the same gradient, or "finite-difference", not the same
-    "difference_step": 0.01,  # of finite-difference, over ‖v‖
+    "meta_gradient": "forward-mode",  # or "double-backward", the same gradient
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -96,16 +97,11 @@ def negative_entropy(labels):
 # ------------------------------------------------------------------------------------------------
 
 
+META_GRADIENTS = ("forward-mode", "double-backward")
+
+
 def meta_gradient(
-    network,
-    label_generator,
-    images,
-    primary,
-    step_length,
-    entropy_weight=0.2,
-    gamma=2.0,
-    method="forward-mode",
-    difference_step=0.01,
+    network, label_generator, images, primary, step_length, entropy_weight=0.2, gamma=2.0, method="forward-mode"
 ):
     """∇_θ2 of L_pri(θ1⁺) + λ𝓗(y), eqs. 3 to 5; neither network's weights are changed.
 
@@ -113,8 +109,7 @@ def meta_gradient(
     method: "double-backward" differentiates through θ1⁺, as Algorithm 1 has it. "forward-mode" gives the same
     gradient without a second-order graph: the auxiliary loss is linear in the labels, so with v = ∇L_pri(θ1⁺)
         ∂L_pri(θ1⁺)/∂y_nk = -(α/N) D_v ℓ_nk(θ1),    D_v the derivative along v: one forward-mode pass.
-    "finite-difference" replaces D_v by a central difference with step difference_step / ‖v‖: an approximation, here
-    for comparison. These two run the network at θ1 again, so one that draws at random (dropout) needs double-backward.
+    It runs the network at θ1 again, so one that draws at random (dropout) needs double-backward.
 
     Returns (gradients, a tuple in the order of the label generator's trainable parameters; the look-ahead primary loss
     and the entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
@@ -128,7 +123,7 @@ def meta_gradient(
 
     # θ1⁺ (eq. 4), as a function of the labels only where the graph is to be differentiated again
     second_order = method == "double-backward"
-    with RememberedLayers() if method == "forward-mode" else contextlib.nullcontext() as layers:
+    with contextlib.nullcontext() if second_order else RememberedLayers() as layers:
         primary_logits, auxiliary_logits = network(images)
     loss = utils.focal_loss(primary_logits, primary, gamma)
     loss = loss + utils.focal_loss(auxiliary_logits, labels if second_order else labels.detach(), gamma)
@@ -149,12 +144,8 @@ def meta_gradient(
             return utils.focal_losses(functional_call(network, (theta, statistics), (images,))[1], gamma)  # ℓ_nk
 
         theta1 = {name: p.detach() for name, p in theta1.items()}
-        v = dict(zip(theta1, v))
-        with torch.no_grad():  # D_v ℓ_nk(θ1)
-            if method == "forward-mode":
-                directional = derivative_along(auxiliary_losses, theta1, v, layers)
-            else:
-                directional = central_difference(auxiliary_losses, theta1, v, difference_step)
+        with torch.no_grad():
+            directional = derivative_along(auxiliary_losses, theta1, dict(zip(theta1, v)), layers)  # D_v ℓ_nk(θ1)
         objective = -step_length / len(images) * (labels * directional).sum()  # has the gradient of L_pri(θ1⁺)
 
     entropy = negative_entropy(labels)
@@ -162,21 +153,11 @@ def meta_gradient(
     return gradients, {"lookahead_primary_loss": lookahead_loss.detach(), "mean_label_entropy": -entropy.detach()}
 
 
-META_GRADIENTS = ("forward-mode", "double-backward", "finite-difference")
-
-
 def derivative_along(function, theta, v, layers):
     """D_v of function(theta), exact: one pass of forward-mode differentiation, with the outputs that `layers` has."""
     with forward_ad.dual_level(), layers.spare():
         dual = {name: forward_ad.make_dual(p, v[name]) for name, p in theta.items()}
         return forward_ad.unpack_dual(function(dual)).tangent
-
-
-def central_difference(function, theta, v, step):
-    """D_v of function(theta), approximated by (f(θ + εv) - f(θ - εv)) / 2ε with ε = step / ‖v‖."""
-    epsilon = step / torch.stack([t.norm() for t in v.values()]).norm()
-    ahead, behind = (function({name: p + sign * epsilon * v[name] for name, p in theta.items()}) for sign in (1, -1))
-    return (ahead - behind) / (2 * epsilon)
 
 
 class RememberedLayers(TorchFunctionMode):
@@ -220,8 +201,8 @@ class RememberedLayers(TorchFunctionMode):
 def meta_training_step(network, label_generator, optimizer, label_optimizer, images, primary, **options):
     """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name.
 
-    optimizer: the multi-task network's, read for its learning rate, not stepped. options: entropy_weight, gamma,
-    method and difference_step, as in `meta_gradient`. Raises ValueError where that optimizer has several rates.
+    optimizer: the multi-task network's, read for its learning rate, not stepped. options: entropy_weight, gamma and
+    method, as in `meta_gradient`. Raises ValueError where that optimizer has several rates.
     """
     step_length, *others = {group["lr"] for group in optimizer.param_groups}  # α: the scheduled rate, as it is now
     if others:
@@ -287,45 +268,21 @@ def meta_epoch(
 # ------------------------------------------------------------------------------------------------
 
 
-def parse_psi(text):
-    """ "2,3,4" or "5*20" (20 times 5), or both mixed, "5*19,4" -> list of ints."""
-    psi = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(-?[0-9]{1,9})(?:\*([0-9]{1,9}))?\s*", part)
-        if not match:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 2,3,4 or 5*20")
-        size, times = int(match[1]), int(match[2] or 1)
-        if not 1 <= times <= 100:
-            raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 100 times; no level has more classes")
-        psi += [size] * times
-    return psi
-
-
 def check_psi(psi, primary_level):
     """Raise InputError unless ψ has one whole number, 1 to 1000, for each class of the primary level."""
     classes = create_dataset.LEVEL_CLASSES[primary_level]
     if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
-        raise utils.InputError(
-            f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes"
-        )
+        raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
     if len(psi) != classes:
-        raise utils.InputError(
+        raise InputError(
             f"psi has {len(psi)} numbers, but primary level {primary_level} has {classes} classes; "
             f"give one number for each, for example --psi 5*{classes}"
         )
 
 
-def add_psi(parser):
-    """Add --psi."""
-    parser.add_argument(
-        "--psi", type=parse_psi, metavar="5,5,...",
-        help="auxiliary classes of each primary class, 2,3,4 or 5*20 (default: %(default)s)",
-    )  # fmt: skip
-
-
 def parse(argv=None):
     """The command line's settings. Raises InputError where ψ does not fit the primary level."""
-    parser = utils.make_parser(__doc__)
+    parser = make_parser(__doc__)
     add_psi(parser)
     parser.add_argument(
         "--entropy-weight", type=float, metavar="W",
@@ -333,31 +290,21 @@ def parse(argv=None):
     )  # fmt: skip
     parser.add_argument(
         "--meta-gradient", choices=META_GRADIENTS,
-        help="how the label generator's gradient is computed; the first two are exact (default: %(default)s)",
+        help="how the label generator's gradient is computed; both are exact (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--difference-step", type=float, metavar="E",
-        help="step of finite-difference, over the norm of the direction (default: %(default)s)",
-    )  # fmt: skip
-    settings = utils.parse_settings(parser, SETTINGS, argv)
+    settings = parse_settings(parser, SETTINGS, argv)
     check_psi(settings.psi, settings.primary_level)
     if not (math.isfinite(settings.entropy_weight) and settings.entropy_weight >= 0):
-        raise utils.InputError(
-            f"--entropy-weight {settings.entropy_weight} is out of range; give 0 or a positive number"
-        )
-    if not (math.isfinite(settings.difference_step) and settings.difference_step > 0):
-        raise utils.InputError(f"--difference-step {settings.difference_step} is out of range; give a positive number")
-    if settings.meta_gradient == "finite-difference" and settings.precision != "fp32":
-        raise utils.InputError("--meta-gradient finite-difference drowns in tf32's rounding; use --precision fp32")
+        raise InputError(f"--entropy-weight {settings.entropy_weight} is out of range; give 0 or a positive number")
     return settings
 
 
 def main(argv=None):
     settings = parse(argv)
-    device = utils.select_device(settings.device)
-    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
+    device = select_device(settings.device)
+    fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     level, psi, gamma = settings.primary_level, settings.psi, settings.focal_gamma
-    run = utils.Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
+    run = Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
     train, test = create_dataset.load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed
     )
@@ -397,8 +344,7 @@ def main(argv=None):
         batches = train.train_batches(settings.batch_size, generator)
         row |= meta_epoch(
             network, label_generator, optimizer, label_optimizer, batches, level, run.meter("meta"), meta_step,
-            entropy_weight=settings.entropy_weight, gamma=gamma,
-            method=settings.meta_gradient, difference_step=settings.difference_step,
+            entropy_weight=settings.entropy_weight, gamma=gamma, method=settings.meta_gradient,
         )  # fmt: skip
         row |= utils.evaluate(low, test, [level], gamma)
         scheduler.step()
@@ -407,4 +353,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

@@ -13,6 +13,10 @@ import torch
 
 import create_dataset
 import utils
+from harness.acceleration import Acceleration, select_device
+from harness.command_line import make_parser, parse_settings
+from harness.exits import run_main
+from harness.run import Run
 
 # ------------------------------------------------------------------------------------------------
 # Settings: the paper's; those with an option can be set on the command line too
@@ -53,16 +57,16 @@ def train_epoch(network, optimizer, batches, primary_level, gamma, meter, step=s
 
 def parse(argv=None):
     """The command line's settings."""
-    return utils.parse_settings(utils.make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
+    return parse_settings(make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
 
 
 def main(argv=None):
     settings = parse(argv)
-    device = utils.select_device(settings.device)
-    fast = utils.Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
+    device = select_device(settings.device)
+    fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     level, gamma = settings.primary_level, settings.focal_gamma
     classes = create_dataset.LEVEL_CLASSES[level]
-    run = utils.Run("model_vgg_single", f"{classes}", settings, argv)
+    run = Run("model_vgg_single", f"{classes}", settings, argv)
     train, test = create_dataset.load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed
     )
@@ -88,4 +92,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

@@ -29,8 +29,13 @@ import create_dataset
 import model_vgg_maxl
 import model_vgg_single
 import utils
+from benchmarks import finite_difference
+from harness.acceleration import PRECISIONS, Acceleration, CapturedStep, add_acceleration, select_device
+from harness.command_line import Parser
+from harness.exits import InputError, run_main
+from harness.run import environment
 
-TRAIN_IMAGES, TEST_IMAGES = 50_000, 10_000  # CIFAR-100's, for the cost of an epoch
+TRAIN_IMAGES, TEST_IMAGES = create_dataset.SIZES["cifar100"]
 BATCHES = 10  # in a call of the rows "data and augmentation" and "test"
 
 
@@ -40,8 +45,8 @@ class Bench:
     def __init__(self, device, width=1.0, batch_size=100, psi=(5,) * 20, seed=0, **acceleration):
         torch.manual_seed(seed)
         self.device, self.batch_size, psi = device, batch_size, list(psi)
-        fast = utils.Acceleration(device, **acceleration)
-        self.warm_up = utils.CapturedStep.WARM_UP + 1 if fast.cuda_graphs else 1  # rounds
+        fast = Acceleration(device, **acceleration)
+        self.warm_up = CapturedStep.WARM_UP + 1 if fast.cuda_graphs else 1  # rounds
 
         def network(*classes):
             return fast.place(utils.initialise(utils.Network(utils.VGG16(width), *classes), nn.init.xavier_uniform_))
@@ -80,6 +85,7 @@ class Bench:
         }
         for method in model_vgg_maxl.META_GRADIENTS:
             self.rows[f"MAXL second pass, {method}"] = lambda method=method: self.second_pass(method)
+        self.rows["MAXL second pass, finite-difference"] = self.finite_difference_pass
 
     def data(self):
         for _ in self.split.train_batches(self.batch_size, torch.Generator().manual_seed(0)):
@@ -103,6 +109,12 @@ class Bench:
         parts = self.network, self.generator, self.optimizer, self.label_optimizer, self.images, self.primary
         self.steps["second"](*parts, method=method)
 
+    def finite_difference_pass(self):
+        parts = self.network, self.generator, self.images, self.primary
+        for parameter, gradient in zip(self.generator.parameters(), finite_difference.meta_gradient(*parts, 0.01)):
+            parameter.grad = gradient
+        self.label_optimizer.step()
+
     def seconds(self, row):
         """Wall time of one call, with the device's work done before and after."""
         synchronise = torch.cuda.synchronize if self.device.type == "cuda" else (lambda: None)
@@ -121,8 +133,9 @@ class Bench:
     def errors(self):
         """Of two gradients that are not the exact meta-gradient: relative error and cosine, the entropy left out."""
         exact = self.meta_gradient(self.network, self.generator)
-        finite = self.meta_gradient(self.network, self.generator, method="finite-difference")
-        bf16 = utils.Acceleration(self.device, "bf16")  # last: it allows TF32 from here on
+        parts = self.network, self.generator, self.images, self.primary
+        finite = flat(finite_difference.meta_gradient(*parts, 0.01, entropy_weight=0.0))
+        bf16 = Acceleration(self.device, "bf16")  # last: it allows TF32 from here on
         lowered = self.meta_gradient(bf16.lower(self.network), bf16.lower(self.generator))
         others = {"finite-difference": finite, "forward-mode in bf16": lowered}
         return {
@@ -133,11 +146,14 @@ class Bench:
             for name, other in others.items()
         }
 
-    def meta_gradient(self, network, generator, method="forward-mode"):
+    def meta_gradient(self, network, generator):
         """As one vector."""
-        parts = network, generator, self.images, self.primary
-        gradients, _ = model_vgg_maxl.meta_gradient(*parts, 0.01, entropy_weight=0.0, method=method)
-        return torch.cat([g.flatten() for g in gradients]).double()
+        return flat(model_vgg_maxl.meta_gradient(network, generator, self.images, self.primary, 0.01, 0.0)[0])
+
+
+def flat(gradients):
+    """All tensors as one vector, float64."""
+    return torch.cat([g.flatten() for g in gradients]).double()
 
 
 def measure(bench, rows, repeats):
@@ -190,18 +206,18 @@ def memory_of_rows(bench, arguments, rows):
 
 
 def acceleration(arguments):
-    """The options that utils.Acceleration takes."""
+    """The options that Acceleration takes."""
     return {name: getattr(arguments, name) for name in ("precision", "channels_last", "cuda_graphs")}
 
 
-def epoch_seconds(bench, seconds, passes, train_images=TRAIN_IMAGES, test_images=TEST_IMAGES):
-    """Seconds of an epoch: a pass with data and augmentation for each row in `passes`, then the test.
+def epoch_seconds(bench, seconds, passes):
+    """Seconds of CIFAR-100's epoch: a pass with data and augmentation for each row in `passes`, then the test.
 
     seconds: of a call, by row.
     """
     batch = seconds["data and augmentation"] / BATCHES
-    iterations = train_images // bench.batch_size
-    test = seconds["test"] * test_images / len(bench.split)
+    iterations = TRAIN_IMAGES // bench.batch_size
+    test = seconds["test"] * TEST_IMAGES / len(bench.split)
     return sum(iterations * (seconds[row] + batch) for row in passes) + test
 
 
@@ -231,7 +247,7 @@ def step_costs(arguments, device):
             "memory_bytes": memory[row],
         }
     passes = {"Single": ["Single step"], "Human": ["Human step"]}
-    for method in model_vgg_maxl.META_GRADIENTS:
+    for method in (*model_vgg_maxl.META_GRADIENTS, "finite-difference"):
         passes[f"MAXL, {method}"] = ["MAXL first pass", f"MAXL second pass, {method}"]
     epochs = {name: epoch_seconds(bench, median, rows) for name, rows in passes.items()}
     batch, test = median["data and augmentation"] / BATCHES, epoch_seconds(bench, median, [])
@@ -261,7 +277,7 @@ def scaling(device, repeats, width, batch_size):
         "auxiliary classes": {20 * k: {"psi": (k,) * 20} for k in (1, 5, 25, 100)},
         "precision and layout": {
             f"{precision}{', channels last' * channels_last}": {"precision": precision, "channels_last": channels_last}
-            for precision in utils.PRECISIONS
+            for precision in PRECISIONS
             for channels_last in (False, True)
             if precision != "tf32" or device.type == "cuda"
         },
@@ -349,20 +365,20 @@ def chart(results, path):
 
 
 def main(argv=None):
-    parser = utils.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     add("--width", type=float, default=1.0, help="channel multiplier of VGG-16 (default: %(default)s)")
     add("--batch-size", type=int, default=100, help="(default: %(default)s)")
     add("--repeats", type=int, default=5, help="rounds, after one of warm-up (default: %(default)s)")
-    utils.add_acceleration(parser)
+    add_acceleration(parser)
     add("--scaling", action="store_true", help="also over sizes, precision and memory layout (default: off)")
     add("--out", metavar="DIR", help="write step_cost.json, .md and .png there (default: print only)")
     add("--memory-of", metavar="ROW", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.batch_size < 2 or arguments.repeats < 1 or not 1 / 64 <= arguments.width <= 16:
-        raise utils.InputError("--batch-size must be 2 or more, --repeats 1 or more, --width 1/64 to 16")
-    device = utils.select_device(arguments.device)
+        raise InputError("--batch-size must be 2 or more, --repeats 1 or more, --width 1/64 to 16")
+    device = select_device(arguments.device)
     warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
     if arguments.memory_of:
@@ -370,7 +386,7 @@ def main(argv=None):
         print(peak_memory(bench, arguments.memory_of))
         return
     command = " ".join(["python -m benchmarks.step_cost", *(sys.argv[1:] if argv is None else argv)])
-    results = {"command": command, "environment": utils.environment(device)} | step_costs(arguments, device)
+    results = {"command": command, "environment": environment(device)} | step_costs(arguments, device)
     if arguments.scaling:
         results["scaling"] = scaling(device, arguments.repeats, arguments.width, arguments.batch_size)
     print(markdown(results))
@@ -383,4 +399,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

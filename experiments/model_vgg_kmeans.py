@@ -24,6 +24,7 @@ import model_vgg_human
 import model_vgg_maxl
 import utils
 from experiments import model_vgg_random
+from harness.exits import run_main
 
 SETTINGS = model_vgg_random.SETTINGS | {
     "code_size": 64,  # of the auto-encoder
@@ -166,4 +167,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

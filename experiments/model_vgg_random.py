@@ -15,7 +15,8 @@ import torch
 
 import model_vgg_human
 import model_vgg_maxl
-import utils
+from harness.command_line import add_psi, make_parser, parse_settings
+from harness.exits import run_main
 
 SETTINGS = {name: value for name, value in model_vgg_human.SETTINGS.items() if name != "auxiliary_level"}
 SETTINGS["psi"] = [5] * 20  # ψ: auxiliary classes of each primary class
@@ -48,9 +49,9 @@ class RandomLabels(model_vgg_human.TrueLabels):
 
 def parse(argv=None, doc=__doc__, settings=SETTINGS):
     """The command line's settings. Raises InputError where ψ does not fit the primary level."""
-    parser = utils.make_parser(doc)
-    model_vgg_maxl.add_psi(parser)
-    settings = utils.parse_settings(parser, settings, argv)
+    parser = make_parser(doc)
+    add_psi(parser)
+    settings = parse_settings(parser, settings, argv)
     model_vgg_maxl.check_psi(settings.psi, settings.primary_level)
     return settings
 
@@ -65,4 +66,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(utils.run_main(main))
+    sys.exit(run_main(main))

@@ -16,7 +16,7 @@ import create_dataset
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
-import utils
+from harness import exits, run
 
 # Several tests at once, or a test and its subprocess, would fight for the cores with more threads than there are;
 # and results to the bit need the same number of threads in every process.
@@ -38,12 +38,12 @@ generate_once = functools.cache(create_dataset.make_synthetic)
 
 
 def run_script(name, *arguments):
-    """main() of a script under utils.run_main, as its __main__ block has it; returns the exit code.
+    """main() of a script under exits.run_main, as its __main__ block has it; returns the exit code.
 
     The synthetic images are generated once for all runs of this process, to save time.
     """
     with mock.patch.object(create_dataset, "make_synthetic", generate_once):
-        return utils.run_main(SCRIPTS[name].main, [str(a) for a in arguments])
+        return exits.run_main(SCRIPTS[name].main, [str(a) for a in arguments])
 
 
 def script_process(name, *arguments, **options):
@@ -75,7 +75,7 @@ def assert_same_run(directory, other):
     assert curves(directory) == curves(other)
     checkpoints = [torch.load(Path(d) / "checkpoint.pt", weights_only=True) for d in (directory, other)]
     ours, theirs = ({k: v for k, v in flatten(c).items() if "/seconds_" not in k} for c in checkpoints)
-    free = {f"/settings/{name}" for name in utils.FREE_ON_RESUME}
+    free = {f"/settings/{name}" for name in run.FREE_ON_RESUME}
     assert ours.keys() == theirs.keys()
     for name in ours.keys() - free:
         same = torch.equal(ours[name], theirs[name]) if torch.is_tensor(ours[name]) else ours[name] == theirs[name]

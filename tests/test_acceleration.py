@@ -10,6 +10,7 @@ from conftest import SCRIPTS, TINY, curves, run_script
 
 import model_vgg_maxl as maxl
 import utils
+from harness import acceleration
 from model_vgg_single import single_step
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def optimizer_of(net, rate=0.01):
 
 
 def test_fp32_changes_nothing():
-    fast, net = utils.Acceleration(CPU), network()
+    fast, net = acceleration.Acceleration(CPU), network()
     assert fast.lower(net) is net and fast.place(net) is net and fast.capture(single_step) is single_step
     assert all(p.is_contiguous() for p in net.parameters())
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
@@ -49,7 +50,7 @@ def test_fp32_changes_nothing():
 
 def test_bf16_lowers_convolutions_and_linear_layers_but_no_loss_and_no_softmax():
     net = network()
-    low = utils.Acceleration(CPU, "bf16").lower(net)
+    low = acceleration.Acceleration(CPU, "bf16").lower(net)
     ((images, primary, auxiliary),) = batches(1)
     dtypes = {}
     for name, module in net.named_modules():
@@ -71,7 +72,7 @@ def test_bf16_lowers_convolutions_and_linear_layers_but_no_loss_and_no_softmax()
 
 def test_the_lowered_network_shares_weights_statistics_and_mode():
     net = network()
-    low = utils.Acceleration(CPU, "bf16").lower(net)
+    low = acceleration.Acceleration(CPU, "bf16").lower(net)
     assert all(a is b for a, b in zip(low.parameters(), net.parameters(), strict=True))
     ((images, primary, auxiliary),) = batches(1)
     before = net.trunk.layers[1].running_mean.clone()
@@ -89,7 +90,7 @@ def test_the_bf16_gradient_of_a_multi_task_step_points_along_the_fp32_one():
     """After some steps of training; at initial weights rounding weighs more (about 0.9)."""
     net = network(width=0.25)
     optimizer = optimizer_of(net)
-    low = utils.Acceleration(CPU, "bf16").lower(net)
+    low = acceleration.Acceleration(CPU, "bf16").lower(net)
     for images, primary, auxiliary in batches(20):
         utils.multi_task_step(net, optimizer, images, primary, auxiliary)
     gradients = {}
@@ -150,7 +151,7 @@ def test_learns_in_bf16_as_in_fp32(name):
 def test_channels_last_is_the_same_up_to_rounding():
     weights = {}
     for channels_last in (False, True):
-        net = utils.Acceleration(CPU, channels_last=channels_last).place(network().double())
+        net = acceleration.Acceleration(CPU, channels_last=channels_last).place(network().double())
         assert net.trunk.layers[3].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
         optimizer = optimizer_of(net)
         for images, primary, auxiliary in batches(3):
@@ -163,7 +164,7 @@ def test_channels_last_is_the_same_up_to_rounding():
 # --- CUDA graphs --------------------------------------------------------------------------------
 
 
-class ReplayedOnCPU(utils.CapturedStep):
+class ReplayedOnCPU(acceleration.CapturedStep):
     """The same bookkeeping; a recording runs the step on the recorded inputs and fills the recorded outputs."""
 
     def __init__(self, step):
@@ -230,7 +231,9 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.mark.cuda
 @needs_cuda
 def test_a_captured_step_on_the_gpu_trains_as_the_plain_one():
-    results = [train(step, "cuda") for step in (utils.CapturedStep(utils.multi_task_step), utils.multi_task_step)]
+    results = [
+        train(step, "cuda") for step in (acceleration.CapturedStep(utils.multi_task_step), utils.multi_task_step)
+    ]
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
@@ -241,7 +244,7 @@ def test_a_captured_step_on_the_gpu_trains_as_the_plain_one():
 def test_captured_maxl_steps_on_the_gpu_train_as_the_plain_ones(method):
     psi, weights = [3] * 4, []
     for capture in (True, False):
-        fast = utils.Acceleration(torch.device("cuda"), cuda_graphs=capture)
+        fast = acceleration.Acceleration(torch.device("cuda"), cuda_graphs=capture)
         net = fast.place(network(width=1 / 16))
         generator = maxl.LabelGenerator(utils.VGG16(1 / 16), psi)
         fast.place(utils.initialise(generator, nn.init.xavier_normal_))

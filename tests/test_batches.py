@@ -11,7 +11,7 @@ from torchvision.transforms import functional as tv
 
 import create_dataset
 from create_dataset import Split, load, make_synthetic
-from utils import InputError
+from harness.exits import InputError
 
 
 def random_images(count):

@@ -1,12 +1,16 @@
 """The benchmark runs, and its counts of arithmetic are those of the derivation."""
 
+import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from test_meta_gradient import ToyGenerator, ToyNetwork, batch, networks
 
-from benchmarks import step_cost
+import model_vgg_maxl
+from benchmarks import finite_difference, step_cost
 
 CPU = torch.device("cpu")
 
@@ -58,6 +62,40 @@ def test_rows_are_interleaved_and_the_first_round_is_not_counted():
     bench.rows = {row: lambda row=row: order.append(row) for row in "ab"}
     times = step_cost.measure(bench, ["a", "b"], repeats=2)
     assert order == ["a", "b"] * 3 and [len(seconds) for seconds in times.values()] == [2, 2]
+
+
+def test_finite_difference_closes_in_on_the_exact_gradient_where_the_loss_is_smooth():
+    """Second order: a tenth of the step, a hundredth of the error, on the toy, which has no kinks."""
+    rng = np.random.default_rng(1)
+    toy = 0.7, rng.standard_normal(2), rng.standard_normal(5)
+    network, generator = ToyNetwork(*toy), ToyGenerator(rng.standard_normal(5), [2, 3])
+    images, primary = torch.tensor(rng.standard_normal((12, 1))), torch.arange(12) % 2
+
+    parts = network, generator, images, primary, 0.3
+    exact = model_vgg_maxl.meta_gradient(*parts, method="double-backward")[0][0]
+    coarse, fine = (finite_difference.meta_gradient(*parts, step=e)[0] - exact for e in (0.1, 0.01))
+    assert 0 < coarse.norm() < 0.1 * exact.norm()
+    assert fine.norm().item() == pytest.approx(coarse.norm().item() / 100, rel=0.05)
+
+
+def test_finite_difference_keeps_the_entropy_term_and_points_the_exact_gradients_way():
+    network, generator = networks([2, 3, 4], width=1 / 8)
+    images, primary = batch(3)
+
+    def flat(gradients):
+        return torch.cat([g.flatten() for g in gradients])
+
+    exact, approximate = (
+        [
+            flat(gradient(copy.deepcopy(network), copy.deepcopy(generator), images, primary, 0.01, entropy_weight))
+            for entropy_weight in (0.0, 5.0)
+        ]
+        for gradient in (lambda *parts: model_vgg_maxl.meta_gradient(*parts)[0], finite_difference.meta_gradient)
+    )
+    assert 0 < (approximate[0] - exact[0]).norm() < exact[0].norm()
+    assert torch.cosine_similarity(exact[0], approximate[0], dim=0) > 0.8
+    entropy = [gradient[1] - gradient[0] for gradient in (exact, approximate)]
+    assert torch.allclose(*entropy, rtol=1e-9, atol=1e-12 * entropy[0].norm().item())
 
 
 @pytest.mark.cuda

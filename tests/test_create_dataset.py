@@ -15,7 +15,7 @@ import torchvision
 
 import create_dataset
 from create_dataset import CIFAR100, balanced_psi, balanced_subset, human_psi, load_cifar100, make_synthetic, parent_map
-from utils import InputError
+from harness.exits import InputError
 
 # Table 2 as the paper prints it, one coarse class a line.
 TABLE_2 = """

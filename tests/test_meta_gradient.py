@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import model_vgg_maxl as maxl
 import utils
+from harness import run
 
 METHODS = maxl.META_GRADIENTS
 EXACT = ("forward-mode", "double-backward")
@@ -194,7 +195,7 @@ def test_the_step_is_sgd_with_weight_decay_at_the_scheduled_step_length():
 
 
 class NoRun:
-    """Stands for utils.Run where only a Meter is wanted."""
+    """Stands for run.Run where only a Meter is wanted."""
 
     epoch = 1
 
@@ -211,10 +212,10 @@ def test_both_methods_train_the_same_label_generator_over_whole_passes():
         optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
         label_optimizer = torch.optim.SGD(generator.parameters(), lr=0.001, weight_decay=5e-4)
         theta2 = copy.deepcopy(dict(generator.named_parameters()))
-        maxl.train_epoch(network, generator, optimizer, batches, 0, utils.Meter(NoRun(), "train"))
+        maxl.train_epoch(network, generator, optimizer, batches, 0, run.Meter(NoRun(), "train"))
         assert all(torch.equal(p, theta2[name]) and p.grad is None for name, p in generator.named_parameters())
         theta1 = copy.deepcopy(dict(network.named_parameters()))
-        meter = utils.Meter(NoRun(), "meta")
+        meter = run.Meter(NoRun(), "meta")
         maxl.meta_epoch(network, generator, optimizer, label_optimizer, batches, 0, meter, method=method)
         assert all(torch.equal(p, theta1[name]) for name, p in network.named_parameters())
         assert any(not torch.equal(p, theta2[name]) for name, p in generator.named_parameters())
@@ -300,41 +301,8 @@ def test_the_pass_along_v_redoes_no_convolution_of_the_forward():
     assert counted == (1 + 1 + 2) * forward - first_layer + forward  # and the label generator's own forward
 
 
-def test_finite_difference_closes_in_on_the_exact_gradient_where_the_loss_is_smooth():
-    """Second order: a tenth of the step, a hundredth of the error, on the toy, which has no kinks."""
-    rng = np.random.default_rng(1)
-    toy = 0.7, rng.standard_normal(2), rng.standard_normal(5)
-    network, generator = ToyNetwork(*toy), ToyGenerator(rng.standard_normal(5), [2, 3])
-    images, primary = torch.tensor(rng.standard_normal((12, 1))), torch.arange(12) % 2
-
-    def gradient(**options):
-        return maxl.meta_gradient(network, generator, images, primary, 0.3, **options)[0][0]
-
-    exact = gradient(method="double-backward")
-    coarse, fine = (gradient(method="finite-difference", difference_step=e) - exact for e in (0.1, 0.01))
-    assert 0 < coarse.norm() < 0.1 * exact.norm()
-    assert fine.norm().item() == pytest.approx(coarse.norm().item() / 100, rel=0.05)
-
-
-def test_finite_difference_keeps_the_entropy_term_and_points_the_exact_gradients_way():
-    network, generator = networks([2, 3, 4], width=1 / 8)
-    images, primary = batch(3)
-
-    def gradient(method, entropy_weight):
-        parts = copy.deepcopy(network), copy.deepcopy(generator)
-        gradients, _ = maxl.meta_gradient(*parts, images, primary, 0.01, entropy_weight, method=method)
-        return torch.cat([g.flatten() for g in gradients])
-
-    exact, approximate = gradient("forward-mode", 0.0), gradient("finite-difference", 0.0)
-    assert 0 < (approximate - exact).norm() < exact.norm()
-    assert torch.cosine_similarity(exact, approximate, dim=0) > 0.8
-    entropy = [gradient(method, 5.0) - without for method, without in zip(EXACT[:1], [exact])]
-    entropy.append(gradient("finite-difference", 5.0) - approximate)
-    assert torch.allclose(entropy[0], entropy[1], rtol=1e-9, atol=1e-12 * entropy[0].norm().item())
-
-
 def test_an_unknown_method_is_named():
-    with pytest.raises(ValueError, match="'hessian'.*forward-mode, double-backward, finite-difference"):
+    with pytest.raises(ValueError, match="'hessian'.*forward-mode, double-backward"):
         maxl.meta_gradient(*networks([1, 1]), *batch(2), 0.01, method="hessian")
 
 

@@ -1,6 +1,7 @@
 """A run's folder: what is written, resuming to the bit after every kind of stop, damaged files, full disks, NaN."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from conftest import SCRIPTS, TINY, assert_same_run, curves, flatten, run_script
 
 import create_dataset
 import utils
+from harness import exits, run
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -156,32 +158,117 @@ def test_a_shorter_run_resumed_is_the_longer_run_to_the_bit(name, whole_run):
     assert [session["after_epoch"] for session in settings["sessions"]] == [0, 1]
 
 
-class Killed(BaseException):
-    """Ends the script where it stands, as kill -9 does: no handler of the script's own takes it."""
+def run_and_die(dies, *arguments):
+    """The script in a copy of this process that ends, as by kill -9, at the first rename or sync where `dies` says so.
+
+    dies: called with the operation's name and arguments.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            for operation in (os.replace, os.fsync):
+
+                def dying(*files, operation=operation):
+                    if dies(operation.__name__, *files):
+                        os._exit(9)
+                    operation(*files)
+
+                setattr(os, operation.__name__, dying)
+            code = run_script(*arguments)
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def nth(call, wanted=lambda name, *files: True):
+    """True at the nth of the operations that are wanted."""
+    count = itertools.count(1)
+    return lambda *operation: wanted(*operation) and next(count) == call
+
+
+@pytest.fixture
+def every_epoch_is_saved(monkeypatch):
+    monkeypatch.setattr(run, "_seldom", lambda start: 0.0)
+
+
+@pytest.fixture
+def only_the_first_and_the_last_epoch_are_saved(monkeypatch):
+    monkeypatch.setattr(run, "_seldom", lambda start: math.inf)
 
 
 @pytest.mark.parametrize("call", range(1, 14))
-def test_killed_at_any_file_operation_it_resumes_to_the_bit(call, whole_run, monkeypatch):
+def test_killed_at_any_file_operation_it_resumes_to_the_bit(call, whole_run, every_epoch_is_saved):
     """The process ends at the nth rename or sync of a run, among them half-way through writing a checkpoint."""
-    count = 0
-
-    def dying(function):
-        def wrapper(*arguments, **options):
-            nonlocal count
-            count += 1
-            if count == call:
-                raise Killed
-            return function(*arguments, **options)
-
-        return wrapper
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", dying(os.replace))
-        patch.setattr(os, "fsync", dying(os.fsync))
-        with pytest.raises(Killed):
-            run_script("model_vgg_single", *TINY, "--out", "r")
+    run_and_die(nth(call), "model_vgg_single", *TINY, "--out", "r")
     assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
     assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_killed_where_epochs_are_not_saved_one_by_one_the_curves_are_never_ahead(
+    whole_run, only_the_first_and_the_last_epoch_are_saved, capsys
+):
+    last = nth(2, lambda name, *files: "checkpoint.pt.tmp" in str(files[0]))
+    run_and_die(last, "model_vgg_single", *TINY, "--out", "r")
+    assert len(curves("r")) == len(torch.load("r/checkpoint.previous.pt", weights_only=True)["rows"]) == 1
+    capsys.readouterr()
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert "resuming r after epoch 1" in capsys.readouterr().out
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+@pytest.mark.parametrize("stop, code", [(KeyboardInterrupt, 130), (SystemExit, 143), (exits.InputError, 2)])
+def test_what_ends_a_run_in_the_midst_of_an_epoch_saves_the_epochs_before_it(
+    stop, code, whole_run, only_the_first_and_the_last_epoch_are_saved, monkeypatch
+):
+    """In the third epoch, after some steps of it; the second was not saved at its end."""
+    script, count = SCRIPTS["model_vgg_maxl"], itertools.count(1)
+    original = script.meta_training_step
+
+    def stopping(*arguments, **options):
+        if next(count) == 2 * 6 + 3:
+            assert len(curves("r")) == 1
+            raise stop(code)
+        return original(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "meta_training_step", stopping)
+        assert run_script("model_vgg_maxl", *TINY, "--out", "r") == code
+    assert len(curves("r")) == 2
+    assert run_script("model_vgg_maxl", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_maxl")
+
+
+def test_saving_and_drawing_take_a_twentieth_of_the_time(monkeypatch):
+    """The clock moves only where something is done: an epoch 1 s, a checkpoint 0.2 s."""
+    now, saved = 0.0, []
+
+    class Clock:
+        monotonic = perf_counter = staticmethod(lambda: now)
+        strftime = time.strftime
+
+    original = run.write_atomically
+
+    def writing(path, content, **options):
+        nonlocal now
+        if path.name == "checkpoint.pt":
+            now += 0.2
+            saved.append(now)
+        original(path, content, **options)
+
+    def evaluating(*arguments):
+        nonlocal now
+        now += 1.0
+        return {"test_primary_loss": 1.0, "test_primary_accuracy": 0.5}
+
+    monkeypatch.setattr(run, "time", Clock)
+    monkeypatch.setattr(run, "write_atomically", writing)
+    monkeypatch.setattr(utils, "evaluate", evaluating)
+    few = [*TINY, "--train-images", 100, "--epochs", 41]
+    assert run_script("model_vgg_single", *few, "--out", "r") == 0
+    gaps = [later - earlier for earlier, later in zip(saved, saved[1:])]
+    assert all(4 < gap < 5.5 for gap in gaps[:-1]) and len(saved) < 12
+    assert len(curves("r")) == 41
 
 
 @pytest.mark.parametrize(
@@ -303,32 +390,20 @@ def test_curves_without_a_checkpoint_are_not_written_over(capsys):
     assert curves("r") == before
 
 
-def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(whole_run, monkeypatch):
+def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(whole_run, every_epoch_is_saved):
     """Killed between the two renames of the first save after going on from the previous checkpoint."""
     assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
     cut(Path("r/checkpoint.pt"), 0.5)
-    replace = os.replace
-
-    def dying(source, target):
-        if str(source).endswith("checkpoint.pt.tmp"):
-            raise Killed
-        replace(source, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", dying)
-        with pytest.raises(Killed):
-            run_script("model_vgg_single", *TINY, "--out", "r", "--resume")
+    renamed = nth(1, lambda name, *files: name == "replace" and "checkpoint.pt.tmp" in str(files[0]))
+    run_and_die(renamed, "model_vgg_single", *TINY, "--out", "r", "--resume")
     assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
     assert_same_run("r", whole_run / "model_vgg_single")
 
 
-def test_killed_after_the_last_checkpoint_the_curves_are_completed(whole_run, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            utils.Run, "_write_curves", lambda run: (_ for _ in ()).throw(Killed) if len(run.rows) == 3 else 0
-        )
-        with pytest.raises(Killed):
-            run_script("model_vgg_single", *TINY, "--out", "r")
+def test_killed_after_the_last_checkpoint_the_curves_are_completed(whole_run, every_epoch_is_saved):
+    last = nth(3, lambda name, *files: name == "replace" and "curves.csv.tmp" in str(files[0]))
+    run_and_die(last, "model_vgg_single", *TINY, "--out", "r")
+    assert len(curves("r")) == 2
     assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
     assert_same_run("r", whole_run / "model_vgg_single")
     assert Path("r/curves.png").read_bytes().startswith(PNG)
@@ -359,7 +434,7 @@ def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(whole_run, mo
     def broken(*arguments):
         raise ValueError("no such backend")
 
-    monkeypatch.setattr(utils, "plot_curves", broken)
+    monkeypatch.setattr(run, "plot_curves", broken)
     assert run_script("model_vgg_single", *TINY, "--out", "r") == 0
     assert "warning: r/curves.png could not be drawn (no such backend)" in capsys.readouterr().err
     assert_same_run("r", whole_run / "model_vgg_single")

@@ -47,7 +47,7 @@ def test_the_six_pairs_of_figure_3(primary, auxiliary):
 @pytest.mark.parametrize(
     "text, psi", [("2,3,4", [2, 3, 4]), ("5*3", [5, 5, 5]), ("4*2,3", [4, 4, 3]), ("1,1,7", [1, 1, 7])]
 )
-@pytest.mark.parametrize("method", ["forward-mode", "double-backward", "finite-difference"])
+@pytest.mark.parametrize("method", ["forward-mode", "double-backward"])
 def test_any_psi_at_3_classes_by_every_gradient(text, psi, method):
     few = [*TINY, "--epochs", 1, "--train-images", 100, "--primary-level", 0, "--meta-gradient", method]
     assert run_script("model_vgg_maxl", *few, "--psi", text, "--out", "r") == 0
@@ -112,8 +112,7 @@ BAD_INPUT = [
     ("model_vgg_maxl", ["--psi", "5*999999999999"], "not a list of whole numbers"),
     ("model_vgg_maxl", ["--entropy-weight", "nan"], "--entropy-weight nan is out of range"),
     ("model_vgg_maxl", ["--entropy-weight", -1], "--entropy-weight -1.0 is out of range"),
-    ("model_vgg_maxl", ["--difference-step", 0], "--difference-step 0.0 is out of range"),
-    ("model_vgg_maxl", ["--meta-gradient", "finite-difference", "--precision", "bf16"], "drowns in tf32's rounding"),
+    ("model_vgg_maxl", ["--meta-gradient", "finite-difference"], "invalid choice: 'finite-difference'"),
     ("model_vgg_maxl", ["--cosine-every", -1], "--cosine-every -1 is out of range"),
     ("model_vgg_human", ["--cosine-every", "0.5"], "invalid int value: '0.5'"),
     ("model_vgg_single", ["--precision", "fp16"], "invalid choice: 'fp16'"),

@@ -1,4 +1,4 @@
-"""A run as a process of its own: on this machine, or as a job of submitit (github.com/facebookincubator/submitit)."""
+"""A run as a process of its own."""
 
 import datetime
 import os
@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
 def environment(**changed):
@@ -40,28 +40,3 @@ def stop(processes, patience=60):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-class ClusterJob:
-    """A command as submitit runs it: the same process, started anew where the job is preempted or runs out of time."""
-
-    def __init__(self, command, log):
-        self.command, self.log, self.process = command, log, None
-
-    def __call__(self):
-        self.process = start(self.command, self.log)
-        try:
-            # not wait(), which holds a lock that checkpoint(), called by a signal amid it, would wait for
-            while self.process.poll() is None:
-                time.sleep(0.5)
-            return self.process.returncode
-        finally:
-            stop([self.process])
-
-    def checkpoint(self):
-        """What submitit calls before it queues the job again; the command has --resume."""
-        import submitit
-
-        if self.process:
-            stop([self.process], patience=20)
-        return submitit.helpers.DelayedSubmission(ClusterJob(self.command, self.log))

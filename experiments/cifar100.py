@@ -1,0 +1,93 @@
+"""The runs on 4-level CIFAR-100 that the paper's figures and tables are made of: methods, pairs of levels, seeds."""
+
+import collections
+from typing import NamedTuple
+
+import create_dataset
+from experiments.runner.report import RunOnDisk, check_alike
+from experiments.runner.task import Task
+from harness.exits import InputError
+
+PAIRS = {
+    f"{create_dataset.LEVEL_CLASSES[primary]}-{create_dataset.LEVEL_CLASSES[auxiliary]}": (primary, auxiliary)
+    for primary, auxiliary in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
+}
+SEEDS = [0, 1, 2]
+PAPER = {"3-10": 90.50, "3-20": 90.65, "3-100": 90.66, "10-20": 78.40, "10-100": 78.46, "20-100": 74.27}  # Table 3
+
+
+class Method(NamedTuple):
+    script: str
+    label: str
+    colour: str
+    style: object  # of its line
+    cost: float  # of an epoch in epochs of Single, roughly, to weigh the time left
+
+
+# Okabe and Ito's colours, told apart by the colour-blind; with the line styles also in a grey print
+METHODS = {
+    "single": Method("model_vgg_single", "Single", "#000000", "--", 1.0),
+    "random": Method("experiments.model_vgg_random", "Random", "#E69F00", "-.", 1.0),
+    "kmeans": Method("experiments.model_vgg_kmeans", "K-Means", "#009E73", ":", 1.1),
+    "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1)), 1.0),
+    "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7),
+}
+ORDER = ("maxl", "single", "human")  # these start first
+
+
+def run_name(method, pair, seed):
+    """The name of a run's folder; Single has no auxiliary task, so it stands once for all pairs of a primary level."""
+    return f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
+
+
+def task(method, pair, seed, root, options=()):
+    """The run of a method on a pair of levels from a seed, as a Task."""
+    primary, auxiliary = PAIRS[pair]
+    own = ["--primary-level", str(primary)]
+    if method == "human":
+        own += ["--auxiliary-level", str(auxiliary)]
+    elif method != "single":
+        classes = (create_dataset.LEVEL_CLASSES[level] for level in (primary, auxiliary))
+        psi = create_dataset.balanced_psi(*classes, seed=seed)  # the placement is the seed's, for all methods
+        own += ["--psi", ",".join(map(str, psi))]
+    own += ["--seed", str(seed)]
+    script, cost = METHODS[method].script, METHODS[method].cost
+    return Task(run_name(method, pair, seed), method, script, tuple(own), root, tuple(options), cost)
+
+
+def plan(settings, options=()):
+    """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case."""
+    methods = sorted(settings.methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
+    tasks = [
+        task(method, pair, seed, settings.out, options)
+        for seed in settings.seeds
+        for pair in sorted(settings.pairs, key=lambda pair: pair != "20-100")
+        for method in methods
+    ]
+    return list(dict.fromkeys(tasks))
+
+
+def add_options(parser):
+    """Add --pairs and --methods."""
+    parser.add_argument("--pairs", nargs="+", choices=PAIRS, metavar="P-A", help=f"{', '.join(PAIRS)} (default: all)")
+    parser.add_argument(
+        "--methods", nargs="+", choices=METHODS, metavar="M", help=f"{', '.join(METHODS)} (default: all)"
+    )  # fmt: skip
+
+
+def read_runs(root, methods, pairs, seeds):
+    """{(pair, method): {seed: RunOnDisk}} of all folders that have curves; Single's stand under every pair.
+
+    Raises InputError where there are none, and where the runs' settings differ in more than method, levels and seed.
+    """
+    runs = collections.defaultdict(dict)
+    for pair in pairs:
+        for method in methods:
+            for seed in seeds:
+                folder = root / run_name(method, pair, seed)
+                if (folder / "curves.csv").exists():
+                    runs[pair, method][seed] = RunOnDisk(folder)
+    if not runs:
+        raise InputError(f"there are no runs of these pairs and seeds in {root} yet; start them without --plot")
+    check_alike([run for seeds in runs.values() for run in seeds.values()])
+    return runs

@@ -1,0 +1,107 @@
+"""`python -m experiments.NAME`, the same for every figure and table: run what is missing, then draw."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from experiments.runner import report
+from experiments.runner.cluster import executor_parameters, run_on_cluster
+from experiments.runner.here import run_here
+from experiments.runner.progress import show_plan, show_status
+from harness.command_line import Parser
+from harness.exits import InputError, TimeLimit, run_main
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A figure or table: which runs it needs, and what it draws from them."""
+
+    name: str  # of its default folder and its files
+    doc: str  # for --help
+    plan: Callable  # (settings, options of the runs) -> the Tasks, in the order in which they are to start
+    report: Callable  # settings -> a matplotlib Figure, the table as dicts, and as text in Markdown
+    add_options: Callable  # adds its own options, which choose the runs, to a parser
+    full: dict  # what these options and --seeds are if not given,
+    quick: dict  # and with --quick
+
+    def parse(self, argv=None):
+        """The command line: the runner's and the experiment's settings, and the options that go to the runs."""
+        parser = Parser(
+            description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )  # fmt: skip
+        add = parser.add_argument
+        self.add_options(parser)
+        add("--seeds", nargs="+", type=int, metavar="N", help=f"(default: {' '.join(map(str, self.full['seeds']))})")
+        add(
+            "--jobs", type=int, default=1, metavar="N",
+            help="runs at a time, spread over the visible GPUs (default: %(default)s)",
+        )  # fmt: skip
+        add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: runs/{self.name})")
+        narrowed = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in self.quick.items())
+        add("--quick", action="store_true", help=f"small runs on generated images: {narrowed} (default: off)")
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument(
+            "--dry-run", action="store_true", help="show the plan and an estimate of the time (default: off)"
+        )
+        what.add_argument("--status", action="store_true", help="show how far each run is (default: off)")
+        what.add_argument("--plot", action="store_true", help="draw figure and table from what is there (default: off)")
+        add("--submitit", choices=("slurm", "local"), help="hand the runs to submitit (default: run them here)")
+        add("--submitit-parameters", nargs="+", default=[], metavar="NAME=VALUE",
+            help="of its executor, such as timeout_min=600 slurm_partition=gpu gpus_per_node=1")  # fmt: skip
+        settings, options = parser.parse_known_args(argv)
+        if settings.jobs < 1:
+            raise InputError(f"--jobs {settings.jobs} is out of range; give 1 or more")
+        for name, value in (self.full | (self.quick if settings.quick else {})).items():
+            if not getattr(settings, name):
+                setattr(settings, name, value)
+        settings.out = Path(settings.out or f"runs/{self.name}{'-quick' if settings.quick else ''}")
+        return settings, [*options, *(["--quick"] if settings.quick else [])]
+
+    def tasks(self, settings, options):
+        """The plan, checked: raises InputError for what the runner sets itself, and where a folder is of other runs."""
+        tasks = self.plan(settings, options)
+        taken = {argument for task in tasks for argument in task.own} | {"--resume", "--overwrite"}
+        for option in options:
+            if option.startswith("--") and option.split("=")[0] in taken:
+                choices = ", ".join(f"--{name}" for name in self.full)
+                raise InputError(f"{option} is set by {self.name} for each run; choose runs with {choices}")
+        for task in tasks:  # what is wrong is said before anything is started
+            task.state()
+        return tasks
+
+    def draw(self, settings):
+        """Write figure and table of what there is."""
+        report.write(settings.out, self.name, *self.report(settings))
+
+    def main(self, argv=None):
+        settings, options = self.parse(argv)
+        if settings.plot:
+            self.draw(settings)
+            return
+        tasks = self.tasks(settings, options)
+        if settings.dry_run:
+            show_plan(tasks, settings.jobs)
+        elif settings.status:
+            show_status(tasks)
+        else:
+            self.run(tasks, settings)
+
+    def run(self, tasks, settings):
+        """Run what is missing, then draw; raises InputError where runs failed, TimeLimit where some are unfinished."""
+        parameters = executor_parameters(settings.submitit_parameters)
+        if settings.submitit:
+            bad = run_on_cluster(tasks, settings.submitit, settings.jobs, parameters)
+        else:
+            bad = run_here(tasks, settings.jobs)
+        if any(task.epochs_done() for task in tasks):
+            self.draw(settings)
+        if bad:
+            names = "; ".join(f"{task.name} ({result})" for task, result in bad.items())
+            if all(result == "unfinished" for result in bad.values()):
+                raise TimeLimit(f"{len(bad)} of {len(tasks)} runs are unfinished, the same command goes on: {names}")
+            raise InputError(f"{len(bad)} of {len(tasks)} runs did not end well: {names}; logs in {settings.out}/logs")
+
+    def __call__(self):
+        """The command; returns the exit code."""
+        return run_main(self.main, how_to_go_on="the same command goes on after each run's last finished epoch")

@@ -1,0 +1,111 @@
+"""What figures and tables are made of: runs read from their folders, means with their spread, the files to write."""
+
+import csv
+import functools
+import statistics
+
+from harness.curves import read_curves, row_seconds
+from harness.exits import InputError
+from harness.files import read_settings
+
+# Settings in which runs that are compared have to be alike.
+SAME = (
+    "dataset", "epochs", "width", "batch_size", "train_images", "learning_rate", "halve_every", "focal_gamma",
+    "precision",
+)  # fmt: skip
+
+
+class RunOnDisk:
+    """What a run's folder says: its settings, and its curves, epoch by epoch."""
+
+    def __init__(self, folder):
+        self.folder, self.settings, self.rows = folder, read_settings(folder / "settings.json"), read_curves(folder)
+        self.seconds = sum(map(row_seconds, self.rows))
+        self.finished = len(self.rows) == self.settings.get("epochs")
+
+    def column(self, name):
+        """An epoch's value of one column of curves.csv, as a list over the epochs; empty where no run wrote it."""
+        return [row[name] for row in self.rows if name in row]
+
+    @functools.cached_property
+    def accuracy(self):
+        """Test accuracies in %, epoch by epoch."""
+        return [100 * accuracy for accuracy in self.column("test_primary_accuracy")]
+
+
+def check_alike(runs):
+    """Raise InputError where the settings of the runs differ in more than method, levels and seed."""
+    for run in runs:
+        differ = [name for name in SAME if run.settings.get(name) != runs[0].settings.get(name)]
+        if differ:
+            raise InputError(
+                f"{run.folder} and {runs[0].folder} differ in {', '.join(differ)} and cannot stand in one "
+                "figure; name another folder with --out, or move one away"
+            )
+
+
+def alike(run):
+    """The settings that all runs of a figure share, in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {run.settings[name]}" for name in SAME)
+
+
+def mean_and_spread(values):
+    """Mean and sample standard deviation, the latter None for a single value; two times None for no values."""
+    if not values:
+        return None, None
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def with_spread(mean, spread, digits=2):
+    """ "72.00 ± 2.00", or the mean alone where there is no spread."""
+    return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+def band(curves):
+    """By epoch: means and standard deviations (0 for one) of the curves, lists of numbers, that got there."""
+    points = [[curve[epoch] for curve in curves if epoch < len(curve)] for epoch in range(max(map(len, curves)))]
+    means, spreads = zip(*map(mean_and_spread, points))
+    return list(means), [spread or 0.0 for spread in spreads]
+
+
+def draw_band(axes, curves, label, colour, style):
+    """Draw the mean of the curves over the epochs, and ± a standard deviation as a band; returns the line."""
+    means, spreads = band(curves)
+    epochs = range(1, len(means) + 1)
+    (line,) = axes.plot(epochs, means, linestyle=style, color=colour, linewidth=1.6, label=label)
+    low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.grid(alpha=0.3)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return line
+
+
+def missing(runs, seeds):
+    """What is not there yet of {seed: RunOnDisk}, in words."""
+    words = []
+    for seed in seeds:
+        run = runs.get(seed)
+        if run is None:
+            words.append(f"seed {seed} not run")
+        elif not run.finished:
+            words.append(f"seed {seed} at epoch {len(run.rows)} of {run.settings['epochs']}")
+    return ", ".join(words)
+
+
+def markdown_table(heading, lines):
+    """A heading and lines, all lists of cells, as a table in Markdown."""
+    head, *body = (f"| {' | '.join(cells)} |" for cells in [heading, *lines])
+    return "\n".join([head, "|---" * len(heading) + "|", *body]) + "\n"
+
+
+def write(root, name, figure, rows, text):
+    """Write NAME.png, NAME.pdf, NAME.md and NAME.csv into `root`, and say so. rows: dicts with the same keys."""
+    root.mkdir(parents=True, exist_ok=True)
+    for ending in ("png", "pdf"):
+        figure.savefig(root / f"{name}.{ending}", dpi=200)
+    (root / f"{name}.md").write_text(text)
+    with open(root / f"{name}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{name}.png, {name}.pdf, {name}.md and {name}.csv are in {root}")

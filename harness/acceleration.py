@@ -1,0 +1,123 @@
+"""The device, and what makes the same algorithm faster on it: precision, memory layout, CUDA graphs."""
+
+import copy
+
+import torch
+
+from harness.exits import InputError
+
+
+def select_device(name):
+    """ "auto", "cpu" or "cuda" -> torch.device. Raises InputError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu or auto")
+    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True  # training batches have one size, so the search for the best kernels pays
+    return device
+
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def add_acceleration(parser):
+    """Add the options of Acceleration."""
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="of convolutions and linear layers: tf32, on CUDA; bf16, faster, for all but MAXL's second pass, which "
+        "it spoils and which stays in tf32 (fp32 on a CPU) (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--channels-last", action="store_true",
+        help="lay weights and activations out channels last: the same up to rounding (default: off)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cuda-graphs", action="store_true",
+        help="launch each training step as one CUDA graph; not yet run on a GPU (default: off)",
+    )  # fmt: skip
+
+
+class Acceleration:
+    """What --precision, --channels-last and --cuda-graphs do to networks and steps; by default, nothing.
+
+    Raises InputError for tf32 and for CUDA graphs on a CPU.
+    """
+
+    def __init__(self, device, precision="fp32", channels_last=False, cuda_graphs=False):
+        if device.type != "cuda" and precision == "tf32":
+            raise InputError("--precision tf32 is a format of CUDA GPUs; on a CPU use fp32 or bf16")
+        if device.type != "cuda" and cuda_graphs:
+            raise InputError("--cuda-graphs needs a CUDA GPU; leave it out on a CPU")
+        self.device, self.precision, self.cuda_graphs = device, precision, cuda_graphs
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        # Both flags are the process's; torch's own default is True for cuDNN, which would make fp32 something else.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+
+    def place(self, network):
+        """Move the network to the device, in the memory layout asked for; returns it."""
+        return network.to(self.device, memory_format=self.memory_format)
+
+    def lower(self, network):
+        """The network for the passes that bear low precision: with bf16, a view of it, its forward under autocast.
+
+        All else is shared with `network`, its parameters and buffers too.
+        """
+        if self.precision != "bf16":
+            return network
+        view = copy.copy(network)
+        view.forward = torch.autocast(self.device.type, torch.bfloat16)(network.forward)
+        return view
+
+    def capture(self, step):
+        """The training step, with CUDA graphs as a CapturedStep."""
+        return CapturedStep(step) if self.cuda_graphs else step
+
+
+class CapturedStep:
+    """A training step as a CUDA graph, one launch in place of hundreds; called like the step. Not yet run on a GPU.
+
+    Tensors among the positional arguments are the graph's inputs. All else is part of the graph, learning rates too:
+    other arguments get a graph of their own, other rates replace all graphs. The first calls of each run the step as
+    it is, since what is set up once must not be captured. The tensors returned are written over by the next call.
+    """
+
+    WARM_UP = 3  # calls; cuDNN looks for its best kernels in the first
+
+    def __init__(self, step):
+        self.step, self.rates, self.recorded, self.side = step, None, {}, None
+
+    def __call__(self, *args, **options):
+        rates = [g["lr"] for a in args if isinstance(a, torch.optim.Optimizer) for g in a.param_groups]
+        if rates != self.rates:
+            self.rates, self.recorded = rates, {}
+        tensors = [a for a in args if torch.is_tensor(a)]
+        others = [id(a) for a in args if not torch.is_tensor(a)]
+        key = (*others, *((t.shape, t.dtype) for t in tensors), *sorted(options.items()))
+        graph = self.recorded.setdefault(key, {"calls": 0})
+        graph["calls"] += 1
+        if graph["calls"] <= self.WARM_UP:
+            return self._on_a_side_stream(args, options)
+        if graph["calls"] == self.WARM_UP + 1:
+            graph["inputs"] = [t.clone() for t in tensors]
+            inputs = iter(graph["inputs"])
+            args = [next(inputs) if torch.is_tensor(a) else a for a in args]
+            graph["replay"], graph["outputs"] = self._record(args, options)
+        for there, here in zip(graph["inputs"], tensors):
+            there.copy_(here)
+        graph["replay"]()
+        return graph["outputs"]
+
+    def _on_a_side_stream(self, args, options):
+        """The step as it is; off the main stream, as torch asks of calls before a capture."""
+        main, self.side = torch.cuda.current_stream(), self.side or torch.cuda.Stream()
+        self.side.wait_stream(main)
+        with torch.cuda.stream(self.side):
+            outputs = self.step(*args, **options)
+        main.wait_stream(self.side)
+        return outputs
+
+    def _record(self, args, options):
+        """Capture the step, which does not run it; returns the function that does, and the tensors it will fill."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self.step(*args, **options)
+        return graph.replay, outputs

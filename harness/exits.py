@@ -1,0 +1,46 @@
+"""How a script ends: its exit codes, and one sentence in place of a traceback for what a user can put right."""
+
+import signal
+import sys
+import warnings
+
+
+class InputError(ValueError):
+    """Something the user can put right; its text is one sentence: what is wrong, what was expected, what to do."""
+
+
+class TimeLimit(Exception):
+    """--max-minutes are over; everything up to the last finished epoch is saved."""
+
+
+def run_main(main, argv=None, how_to_go_on="--resume goes on after the last finished epoch"):
+    """Call main(argv) and return the exit code: a user's mistake becomes one sentence, not a traceback.
+
+    0 finished; 2 bad input, a full disk, or a loss that is not finite; 3 --max-minutes over; 130 Ctrl-C;
+    143 SIGTERM. After 3, 130 and 143 the same command with --resume goes on.
+    """
+
+    def terminate(signum, frame):
+        raise SystemExit(143)
+
+    # torch warns of its own use of torch.jit when forward-mode differentiation is first loaded
+    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+    previous = signal.signal(signal.SIGTERM, terminate)
+    try:
+        main(argv)
+        return 0
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TimeLimit as limit:
+        print(limit)
+        return 3
+    except KeyboardInterrupt:
+        print(f"\nstopped by Ctrl-C; {how_to_go_on}", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        if stop.code == 143:
+            print(f"\nstopped by SIGTERM; {how_to_go_on}", file=sys.stderr)
+        return stop.code or 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)

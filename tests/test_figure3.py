@@ -1,0 +1,83 @@
+"""Figure 3 and its table, from made-up curves."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import cifar100, figure3
+from experiments.runner import report
+from harness import exits
+
+
+def draw(root, pairs, seeds):
+    pairs, seeds = ["--pairs", *pairs], ["--seeds", *map(str, seeds)]
+    figure3.experiment.main(["--plot", "--out", str(root), *pairs, *seeds])
+
+
+def made_up_run(root, name, accuracies, epochs=None, seconds=60.0, **settings):
+    folder = Path(root) / name
+    folder.mkdir(parents=True)
+    same = dict.fromkeys(report.SAME) | {"epochs": epochs or len(accuracies), "device_name": "a device"}
+    (folder / "settings.json").write_text(json.dumps(same | settings))
+    with open(folder / "curves.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "test_primary_accuracy", "seconds_train", "seconds_test"])
+        writer.writerows([e, a, seconds / 2, seconds / 2] for e, a in enumerate(accuracies, start=1))
+
+
+def test_the_table_has_the_known_means_and_says_what_is_missing(capsys):
+    for seed, final in enumerate((0.70, 0.72, 0.74)):
+        made_up_run("r", f"maxl-20-100-seed{seed}", [0.2, 0.75, final])
+    made_up_run("r", "single-20-seed0", [0.1, 0.2, 0.3])
+    made_up_run("r", "human-20-100-seed0", [0.1, 0.2], epochs=3)
+    made_up_run("r", "random-20-100-seed1", [0.1, 0.4, 0.3])
+    draw("r", ["20-100"], [0, 1, 2])
+    rows = {row["method"]: row for row in csv.DictReader(open("r/figure3.csv", newline=""))}
+    maxl = rows["MAXL"]
+    assert float(maxl["final_mean"]) == pytest.approx(72) and float(maxl["final_std"]) == pytest.approx(2)
+    assert float(maxl["best_mean"]) == pytest.approx(75) and float(maxl["best_std"]) == pytest.approx(0, abs=1e-9)
+    assert maxl["n"] == "3" and maxl["missing"] == "" and float(maxl["paper_maxl"]) == 74.27
+    assert float(maxl["seconds_per_run"]) == pytest.approx(180) and maxl["device"] == "a device"
+    assert rows["Single"]["final_std"] == "" and rows["Single"]["missing"] == "seed 1 not run, seed 2 not run"
+    assert rows["Human"]["n"] == "0" and rows["Human"]["final_mean"] == ""
+    assert rows["Human"]["missing"] == "seed 0 at epoch 2 of 3, seed 1 not run, seed 2 not run"
+    assert any(line.startswith("| 20 → 100 | Human | unfinished | unfinished | 0 |") for line in open("r/figure3.md"))
+    assert rows["Random"]["n"] == "1" and float(rows["Random"]["best_mean"]) == pytest.approx(40)
+    lines = Path("r/figure3.md").read_text().splitlines()
+    assert "| 20 → 100 | MAXL | 72.00 ± 2.00 | 75.00 ± 0.00 | 3 | 74.27 | 3.0 min | a device |  |" in lines
+    assert any(line.startswith("| 20 → 100 | K-Means | not run | not run | 0 |") for line in lines)
+    assert Path("r/figure3.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("r/figure3.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
+    for seed, accuracies in enumerate(([0.1, 0.2, 0.3], [0.3, 0.4])):
+        made_up_run("r", f"maxl-3-10-seed{seed}", accuracies, epochs=3)
+    runs = cifar100.read_runs(Path("r"), ["maxl"], ["3-10"], [0, 1])["3-10", "maxl"]
+    means, spreads = report.band([run.accuracy for run in runs.values()])
+    assert means == pytest.approx([20, 30, 30])
+    assert spreads == pytest.approx([np.std([10, 30], ddof=1), np.std([20, 40], ddof=1), 0])
+
+
+def test_a_single_run_stands_in_every_panel_of_its_level(monkeypatch):
+    made_up_run("r", "single-3-seed0", [0.5, 0.6])
+    for pair in ("3-10", "3-20", "3-100"):
+        made_up_run("r", f"maxl-{pair}-seed0", [0.5, 0.7])
+    runs = cifar100.read_runs(Path("r"), cifar100.METHODS, cifar100.PAIRS, [0])
+    assert {pair for pair, method in runs if method == "single"} == {"3-10", "3-20", "3-100"}
+
+
+def test_the_papers_numbers_are_table_3s():
+    assert cifar100.PAPER.keys() == cifar100.PAIRS.keys()
+    assert list(cifar100.PAPER.values()) == [90.50, 90.65, 90.66, 78.40, 78.46, 74.27]
+
+
+def test_runs_of_different_settings_are_not_drawn_together(capsys):
+    made_up_run("r", "single-3-seed0", [0.5, 0.6], width=1.0)
+    made_up_run("r", "maxl-3-10-seed0", [0.5, 0.6], width=0.25)
+    assert exits.run_main(figure3.experiment.main, ["--plot", "--out", "r"]) == 2
+    error = capsys.readouterr().err
+    assert "differ in width and cannot stand in one figure" in error and error.count("\n") == 1
