@@ -267,13 +267,14 @@ def scale(images):
 class Split:
     """A whole split as uint8 on `device`; batches are cut, augmented and scaled there.
 
-    images: uint8 array (N, 32, 32, 3); labels: int64 tensor (N, 4).
+    images: uint8 array (N, 32, 32, 3); labels: int64 tensor (N, 4). channels_last: memory layout of the batches.
     """
 
-    def __init__(self, images, labels, device="cpu"):
+    def __init__(self, images, labels, device="cpu", channels_last=False):
         images = torch.as_tensor(images).to(device)
         self.padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))  # (N, 40, 40, 3), black border
         self.labels = labels.to(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self):
         return len(self.labels)
@@ -306,7 +307,7 @@ class Split:
             rows = top[batch] + line
             columns = left[batch] + torch.where(mirrored[batch], line.flip(0), line)
             images = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield scale(images.permute(0, 3, 1, 2)).contiguous(), self.labels[index]
+            yield self._finish(images), self.labels[index]
 
     def test_batches(self, batch_size=None):
         """Yield (images, labels) as above, in order, unaugmented, the last batch as small as it comes.
@@ -316,13 +317,18 @@ class Split:
         batch_size = batch_size or (100 if self.padded.device.type == "cpu" else 1000)
         for images, labels in zip(self.padded.split(batch_size), self.labels.split(batch_size)):
             images = images[:, PADDING:-PADDING, PADDING:-PADDING]
-            yield scale(images.permute(0, 3, 1, 2)).contiguous(), labels
+            yield self._finish(images), labels
+
+    def _finish(self, images):
+        """uint8 (B, 32, 32, 3) -> what a network takes; they lie in memory channels last already."""
+        return scale(images.permute(0, 3, 1, 2)).contiguous(memory_format=self.memory_format)
 
 
-def load(dataset, data_root, device, train_images=None, seed=0):
+def load(dataset, data_root, device, train_images=None, seed=0, channels_last=False):
     """Return the training and the test Split of `dataset` ("cifar100" or "synthetic") on `device`.
 
     train_images: size of a class-balanced subset of the training split, drawn from `seed`; None is all of it.
+    channels_last: memory layout of the batches.
     The synthetic images are the same for every seed, as CIFAR-100's are.
     """
     if dataset == "synthetic":
@@ -332,4 +338,4 @@ def load(dataset, data_root, device, train_images=None, seed=0):
     if train_images is not None:
         subset = balanced_subset(labels, train_images, seed)
         images, labels = images[subset.numpy()], labels[subset]
-    return Split(images, labels, device), Split(*test, device)
+    return Split(images, labels, device, channels_last), Split(*test, device, channels_last)

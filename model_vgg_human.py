@@ -39,12 +39,18 @@ SETTINGS = {
 
 
 class TrueLabels:
-    """Human's auxiliary labels: the true labels of a finer level. Called with a batch, returns int64 (B,)."""
+    """Human's auxiliary labels: the true labels of a finer level. Called with a batch, returns int64 (B,).
+
+    start() is called before a run's first epoch, not where it is resumed.
+    """
 
     parts = {}  # what a checkpoint has to hold
 
     def __init__(self, level):
         self.level = level
+
+    def start(self):
+        pass
 
     def __call__(self, images, labels):
         return labels[:, self.level]
@@ -75,7 +81,7 @@ def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test
     classes = create_dataset.LEVEL_CLASSES[level], auxiliary_classes
     run = Run(script, f"{classes[0]}-{classes[1]}", settings, argv)
     train, test = create_dataset.load(
-        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
     iterations = train.iterations(settings.batch_size)
 
@@ -88,10 +94,12 @@ def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test
     auxiliary_labels = make_auxiliary_labels(train)
     step, low = fast.capture(utils.multi_task_step), fast.lower(network)
 
-    for _ in run.epochs(
+    for epoch in run.epochs(
         iterations, device,
         network=network, optimizer=optimizer, scheduler=scheduler, generator=generator, **auxiliary_labels.parts,
     ):  # fmt: skip
+        if epoch == 1:
+            auxiliary_labels.start()
         row = {"learning_rate": optimizer.param_groups[0]["lr"]}
         batches, meter = train.train_batches(settings.batch_size, generator), run.meter("train")
         row |= train_epoch(low, optimizer, batches, level, auxiliary_labels, gamma, meter, step, settings.cosine_every)

@@ -8,8 +8,10 @@ Not yet run at full length.
 """
 
 import contextlib
+import functools
 import math
 import sys
+import warnings
 
 import torch
 import torch.nn as nn
@@ -109,7 +111,7 @@ def meta_gradient(
     method: "double-backward" differentiates through θ1⁺, as Algorithm 1 has it. "forward-mode" gives the same
     gradient without a second-order graph: the auxiliary loss is linear in the labels, so with v = ∇L_pri(θ1⁺)
         ∂L_pri(θ1⁺)/∂y_nk = -(α/N) D_v ℓ_nk(θ1),    D_v the derivative along v: one forward-mode pass.
-    It runs the network at θ1 again, so one that draws at random (dropout) needs double-backward.
+    It runs the network at θ1 twice, the second time with the same random draws (dropout).
 
     Returns (gradients, a tuple in the order of the label generator's trainable parameters; the look-ahead primary loss
     and the entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
@@ -123,6 +125,7 @@ def meta_gradient(
 
     # θ1⁺ (eq. 4), as a function of the labels only where the graph is to be differentiated again
     second_order = method == "double-backward"
+    draws = random_state(images.device)
     with contextlib.nullcontext() if second_order else RememberedLayers() as layers:
         primary_logits, auxiliary_logits = network(images)
     loss = utils.focal_loss(primary_logits, primary, gamma)
@@ -144,7 +147,7 @@ def meta_gradient(
             return utils.focal_losses(functional_call(network, (theta, statistics), (images,))[1], gamma)  # ℓ_nk
 
         theta1 = {name: p.detach() for name, p in theta1.items()}
-        with torch.no_grad():
+        with torch.no_grad(), drawing_again(draws, images.device):
             directional = derivative_along(auxiliary_losses, theta1, dict(zip(theta1, v)), layers)  # D_v ℓ_nk(θ1)
         objective = -step_length / len(images) * (labels * directional).sum()  # has the gradient of L_pri(θ1⁺)
 
@@ -155,9 +158,42 @@ def meta_gradient(
 
 def derivative_along(function, theta, v, layers):
     """D_v of function(theta), exact: one pass of forward-mode differentiation, with the outputs that `layers` has."""
+    load_forward_mode()
     with forward_ad.dual_level(), layers.spare():
         dual = {name: forward_ad.make_dual(p, v[name]) for name, p in theta.items()}
         return forward_ad.unpack_dual(function(dual)).tangent
+
+
+@functools.cache
+def load_forward_mode():
+    """Use forward-mode differentiation once: in its first use torch warns of its own use of torch.jit."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.ones(1))
+
+
+def random_state(device):
+    """The states of torch's generators that a network on `device` draws from."""
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        return torch.get_rng_state(), torch.cuda.get_rng_state(device)
+    return (torch.get_rng_state(),)
+
+
+@contextlib.contextmanager
+def drawing_again(state, device):
+    """Draw what was drawn from `state` on, and leave the generators as they are now."""
+
+    def go_to(state):
+        torch.set_rng_state(state[0])
+        if len(state) > 1:
+            torch.cuda.set_rng_state(state[1], device)
+
+    now = random_state(device)
+    go_to(state)
+    try:
+        yield
+    finally:
+        go_to(now)
 
 
 class RememberedLayers(TorchFunctionMode):
@@ -306,7 +342,7 @@ def main(argv=None):
     level, psi, gamma = settings.primary_level, settings.psi, settings.focal_gamma
     run = Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
     train, test = create_dataset.load(
-        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
     iterations = 2 * train.iterations(settings.batch_size)
 
@@ -322,8 +358,8 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
     label_scheduler = torch.optim.lr_scheduler.StepLR(label_optimizer, settings.halve_every, gamma=0.5)
     generator = torch.Generator().manual_seed(settings.seed)
-    auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(meta_training_step)
-    # The meta-gradient does not bear bf16 (README, Speed): the second pass works on the networks as they are.
+    # The meta-gradient bears neither bf16 nor TF32 (README, Speed): the second pass is in fp32, whatever the precision.
+    auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(fast.exact(meta_training_step))
     low, low_generator = fast.lower(network), fast.lower(label_generator)
 
     for _ in run.epochs(

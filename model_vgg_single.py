@@ -68,7 +68,7 @@ def main(argv=None):
     classes = create_dataset.LEVEL_CLASSES[level]
     run = Run("model_vgg_single", f"{classes}", settings, argv)
     train, test = create_dataset.load(
-        settings.dataset, settings.data_root, device, settings.train_images, settings.seed
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
     iterations = train.iterations(settings.batch_size)
 

@@ -16,7 +16,7 @@ class VGG16(nn.Module):
 
     Five blocks of 2-2-3-3-3 convolutions (3x3) -> BatchNorm -> ReLU, each block ended by 2x2 max-pooling.
     `width` multiplies the channels 64-128-256-512-512; 1.0 is the paper's network. Any module with this
-    forward and a `feature_size` can take its place.
+    forward and a `feature_size` can take its place. Raises ValueError for images of another size.
     """
 
     def __init__(self, width=1.0):
@@ -36,6 +36,11 @@ class VGG16(nn.Module):
         self.feature_size = channels_in
 
     def forward(self, images):
+        if images.shape[-2:] != (32, 32):
+            raise ValueError(
+                f"VGG16 takes images of 32x32 pixels, these have {images.shape[-2]}x{images.shape[-1]}; resize them, or "
+                "use a backbone that pools whatever is left into its features"
+            )
         return self.layers(images).flatten(1)
 
 
@@ -69,7 +74,8 @@ def initialise(network, weights):
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             weights(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return network
 
 

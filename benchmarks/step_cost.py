@@ -11,14 +11,12 @@ multi-task network; the arithmetic is counted by torch, not estimated.
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -30,6 +28,7 @@ import model_vgg_maxl
 import model_vgg_single
 import utils
 from benchmarks import finite_difference
+from benchmarks.table import chart, markdown
 from harness.acceleration import PRECISIONS, Acceleration, CapturedStep, add_acceleration, select_device
 from harness.command_line import Parser
 from harness.exits import InputError, run_main
@@ -67,7 +66,9 @@ class Bench:
         self.primary = labels[:, 0].contiguous()
         self.auxiliary = torch.randint(sum(psi), (batch_size,)).to(device)
         steps = {"single": model_vgg_single.single_step, "human": utils.multi_task_step}
-        steps |= {"first": model_vgg_maxl.auxiliary_training_step, "second": model_vgg_maxl.meta_training_step}
+        second = fast.exact(model_vgg_maxl.meta_training_step)  # as the script has it
+        steps |= {"first": model_vgg_maxl.auxiliary_training_step, "second": second}
+        self.finite_difference = fast.exact(finite_difference.meta_gradient)
         self.steps = {name: fast.capture(step) for name, step in steps.items()}
         side = 8192 if device.type == "cuda" else 2048
         self.matrix = torch.randn(side, side, device=device)
@@ -111,7 +112,8 @@ class Bench:
 
     def finite_difference_pass(self):
         parts = self.network, self.generator, self.images, self.primary
-        for parameter, gradient in zip(self.generator.parameters(), finite_difference.meta_gradient(*parts, 0.01)):
+        gradients = self.finite_difference(*parts, 0.01)
+        for parameter, gradient in zip(self.generator.parameters(), gradients):
             parameter.grad = gradient
         self.label_optimizer.step()
 
@@ -129,31 +131,6 @@ class Bench:
         with FlopCounterMode(display=False) as counter:
             self.rows[row]()
         return counter.get_total_flops()
-
-    def errors(self):
-        """Of two gradients that are not the exact meta-gradient: relative error and cosine, the entropy left out."""
-        exact = self.meta_gradient(self.network, self.generator)
-        parts = self.network, self.generator, self.images, self.primary
-        finite = flat(finite_difference.meta_gradient(*parts, 0.01, entropy_weight=0.0))
-        bf16 = Acceleration(self.device, "bf16")  # last: it allows TF32 from here on
-        lowered = self.meta_gradient(bf16.lower(self.network), bf16.lower(self.generator))
-        others = {"finite-difference": finite, "forward-mode in bf16": lowered}
-        return {
-            name: {
-                "relative_error": ((other - exact).norm() / exact.norm()).item(),
-                "cosine": torch.cosine_similarity(exact, other, dim=0).item(),
-            }
-            for name, other in others.items()
-        }
-
-    def meta_gradient(self, network, generator):
-        """As one vector."""
-        return flat(model_vgg_maxl.meta_gradient(network, generator, self.images, self.primary, 0.01, 0.0)[0])
-
-
-def flat(gradients):
-    """All tensors as one vector, float64."""
-    return torch.cat([g.flatten() for g in gradients]).double()
 
 
 def measure(bench, rows, repeats):
@@ -226,8 +203,11 @@ def step_costs(arguments, device):
     bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))
     steps = [row for row in bench.rows if row.startswith(("Single", "Human", "MAXL"))]
     times = measure(bench, bench.rows, arguments.repeats)
+    plain = bench  # a replayed graph shows neither its operations nor its memory
+    if arguments.cuda_graphs:
+        plain = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments) | {"cuda_graphs": False})
     median = {row: statistics.median(seconds) for row, seconds in times.items()}
-    memory = memory_of_rows(bench, arguments, steps)
+    memory = memory_of_rows(plain, arguments, steps)
     matrix_rate = 2 * len(bench.matrix) ** 3 / median["matrix product"]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         bench.network(bench.images)
@@ -235,7 +215,7 @@ def step_costs(arguments, device):
 
     table = {}
     for row in steps:
-        operations = bench.operations(row)
+        operations = plain.operations(row)
         table[row] = {
             "seconds": median[row],
             "fastest": min(times[row]),
@@ -264,7 +244,6 @@ def step_costs(arguments, device):
         "test_seconds": test,
         "epoch_seconds_from_the_medians": epochs,
         "epoch_times_single": {name: seconds / epochs["Single"] for name, seconds in epochs.items()},
-        "errors_at_initial_weights": Bench(device, arguments.width, arguments.batch_size).errors(),
     }
 
 
@@ -292,78 +271,6 @@ def scaling(device, repeats, width, batch_size):
     return result
 
 
-def markdown(results):
-    """The table as Markdown."""
-    where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["environment"].items())
-    lines = [
-        f"`{results['command']}`",
-        "",
-        f"{where}.",
-        "",
-        f"Width {results['width']}, batches of {results['batch_size']}, {results['precision']}"
-        f"{', channels last' * results['channels_last']}{', CUDA graphs' * results['cuda_graphs']}; median of "
-        f"{results['repeats']} interleaved rounds after warm-up. One forward pass F is "
-        f"{results['gflop_of_a_forward_per_image']:.3f} GFLOP an image; a matrix product runs at "
-        f"{results['matrix_flops_per_second'] / 1e9:.0f} GFLOP/s here.",
-        "",
-        "| step | seconds (fastest to slowest) | × Single | in F | GFLOP/s | of the matrix rate | memory, MiB |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row, cost in results["steps"].items():
-        memory = "" if cost["memory_bytes"] is None else f"{cost['memory_bytes'] / 2**20:.0f}"
-        lines.append(
-            f"| {row} | {cost['seconds']:.4f} ({cost['fastest']:.4f} to {cost['slowest']:.4f}) "
-            f"| {cost['times_single']:.2f} | {cost['forward_passes']:.2f} | {cost['flops_per_second'] / 1e9:.0f} "
-            f"| {cost['share_of_matrix_rate']:.0%} | {memory} |"
-        )
-    lines += ["", "| epoch, from the medians above | seconds | × Single |", "|---|---|---|"]
-    for name, seconds in results["epoch_seconds_from_the_medians"].items():
-        lines.append(f"| {name} | {seconds:.1f} | {results['epoch_times_single'][name]:.2f} |")
-    errors = results["errors_at_initial_weights"]
-    lines += [
-        "",
-        f"An epoch is {TRAIN_IMAGES // results['batch_size']} iterations of each pass, with data and augmentation "
-        f"({results['data_share_of_a_single_epoch']:.2%} of a Single epoch) and the test "
-        f"({results['test_seconds']:.1f} s). Memory is the peak of a step above what is held between steps.",
-        "",
-        "Not exact, at initial weights on one batch of random images (the error is a share of the exact one's length):",
-        "",
-        "| meta-gradient | relative error | cosine |",
-        "|---|---|---|",
-    ]
-    lines += [f"| {name} | {error['relative_error']:.2f} | {error['cosine']:.3f} |" for name, error in errors.items()]
-    for name, values in results.get("scaling", {}).items():
-        rows = list(next(iter(values.values())))
-        lines += ["", f"| {name} | " + " | ".join(f"{row}, s" for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
-        lines += [
-            f"| {value} | " + " | ".join(f"{cost[row]:.4f}" for row in rows) + " |" for value, cost in values.items()
-        ]
-    return "\n".join(lines) + "\n"
-
-
-def chart(results, path):
-    """Bars: time of each step in Single steps, beside what its arithmetic alone would take; and its memory."""
-    from matplotlib.figure import Figure
-
-    steps = results["steps"]
-    names, places = list(steps), range(len(steps))
-    single = steps["Single step"]["forward_passes"]
-    figure = Figure(figsize=(11, 0.55 * len(names) + 1.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    left.barh(places, [cost["times_single"] for cost in steps.values()], color="tab:blue")
-    arithmetic = [cost["forward_passes"] / single for cost in steps.values()]
-    left.plot(arithmetic, places, "k|", markersize=16, markeredgewidth=2, label="its arithmetic alone")
-    left.set(yticks=places, yticklabels=names, xlabel="time, in Single steps")
-    left.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    left.invert_yaxis()
-    right.barh(places, [(cost["memory_bytes"] or math.nan) / 2**20 for cost in steps.values()], color="tab:orange")
-    right.set(xlabel="peak memory above what is held between steps (MiB)")
-    for axes in (left, right):
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.savefig(path, dpi=120)
-
-
 def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -379,7 +286,6 @@ def main(argv=None):
     if arguments.batch_size < 2 or arguments.repeats < 1 or not 1 / 64 <= arguments.width <= 16:
         raise InputError("--batch-size must be 2 or more, --repeats 1 or more, --width 1/64 to 16")
     device = select_device(arguments.device)
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
 
     if arguments.memory_of:
         bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))

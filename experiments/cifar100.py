@@ -8,10 +8,8 @@ from experiments.runner.report import RunOnDisk, check_alike
 from experiments.runner.task import Task
 from harness.exits import InputError
 
-PAIRS = {
-    f"{create_dataset.LEVEL_CLASSES[primary]}-{create_dataset.LEVEL_CLASSES[auxiliary]}": (primary, auxiliary)
-    for primary, auxiliary in ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
-}
+# Primary and auxiliary classes, and the levels that have as many; without an auxiliary level a pair has no Human.
+PAIRS = {"3-10": (0, 1), "3-20": (0, 2), "3-100": (0, 3), "10-20": (1, 2), "10-100": (1, 3), "20-100": (2, 3)}
 SEEDS = [0, 1, 2]
 PAPER = {"3-10": 90.50, "3-20": 90.65, "3-100": 90.66, "10-20": 78.40, "10-100": 78.46, "20-100": 74.27}  # Table 3
 
@@ -22,6 +20,7 @@ class Method(NamedTuple):
     colour: str
     style: object  # of its line
     cost: float  # of an epoch in epochs of Single, roughly, to weigh the time left
+    networks: int = 1  # that it trains and keeps in a checkpoint
 
 
 # Okabe and Ito's colours, told apart by the colour-blind; with the line styles also in a grey print
@@ -30,7 +29,7 @@ METHODS = {
     "random": Method("experiments.model_vgg_random", "Random", "#E69F00", "-.", 1.0),
     "kmeans": Method("experiments.model_vgg_kmeans", "K-Means", "#009E73", ":", 1.1),
     "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1)), 1.0),
-    "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7),
+    "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7, 2),
 }
 ORDER = ("maxl", "single", "human")  # these start first
 
@@ -47,12 +46,12 @@ def task(method, pair, seed, root, options=()):
     if method == "human":
         own += ["--auxiliary-level", str(auxiliary)]
     elif method != "single":
-        classes = (create_dataset.LEVEL_CLASSES[level] for level in (primary, auxiliary))
-        psi = create_dataset.balanced_psi(*classes, seed=seed)  # the placement is the seed's, for all methods
+        # the placement of larger shares is the seed's, for all methods
+        psi = create_dataset.balanced_psi(*map(int, pair.split("-")), seed=seed)
         own += ["--psi", ",".join(map(str, psi))]
     own += ["--seed", str(seed)]
-    script, cost = METHODS[method].script, METHODS[method].cost
-    return Task(run_name(method, pair, seed), method, script, tuple(own), root, tuple(options), cost)
+    script, *_, cost, networks = METHODS[method]
+    return Task(run_name(method, pair, seed), method, script, tuple(own), root, tuple(options), cost, networks)
 
 
 def plan(settings, options=()):
@@ -63,6 +62,7 @@ def plan(settings, options=()):
         for seed in settings.seeds
         for pair in sorted(settings.pairs, key=lambda pair: pair != "20-100")
         for method in methods
+        if method != "human" or PAIRS[pair][1] is not None
     ]
     return list(dict.fromkeys(tasks))
 

@@ -33,7 +33,7 @@ def draw(runs, pairs):
     panels = figure.subplots(lines, columns, squeeze=False).flatten()
     shown = {}
     for axes, pair in zip(panels, pairs):
-        for method, (_, label, colour, style, _) in METHODS.items():
+        for method, (_, label, colour, style, *_) in METHODS.items():
             if (pair, method) in runs:
                 curves = [run.accuracy for run in runs[pair, method].values()]
                 shown[label] = report.draw_band(axes, curves, label, colour, style)
@@ -62,7 +62,7 @@ def table(runs, pairs, seeds):
                 mean, spread = report.mean_and_spread([accuracy(run) for run in finished])
                 row |= {f"{name}_mean": mean, f"{name}_std": spread}
             generated = any(run.settings["dataset"] == "synthetic" for run in found.values())  # nothing of the paper's
-            row["paper_maxl"] = cifar100.PAPER[pair] if method == "maxl" and not generated else None
+            row["paper_maxl"] = cifar100.PAPER.get(pair) if method == "maxl" and not generated else None
             row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
             row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))
             row["missing"] = report.missing(found, seeds)

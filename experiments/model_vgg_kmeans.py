@@ -131,17 +131,20 @@ class ClusterLabels:
 
     def __init__(self, split, settings):
         device = split.labels.device
-        self.level = settings.primary_level
+        self.split, self.level, self.seed = split, settings.primary_level, settings.seed
         self.autoencoder = utils.initialise(AutoEncoder(settings.code_size), nn.init.xavier_uniform_).to(device)
         self.optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=settings.autoencoder_learning_rate)
         self.clusters = MiniBatchKMeans(settings.psi, settings.code_size, settings.forget, settings.starved).to(device)
-        with torch.no_grad():
-            codes = torch.cat([self.autoencoder.encoder(images) for images, _ in split.test_batches()])
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.clusters.start(codes, split.labels[:, self.level], generator)
         self.parts = {
             "autoencoder": self.autoencoder, "autoencoder_optimizer": self.optimizer, "clusters": self.clusters,
         }  # fmt: skip
+
+    @torch.no_grad()
+    def start(self):
+        """Draw the centroids from the codes of all images, under the statistics of batches of one size everywhere."""
+        codes = torch.cat([self.autoencoder.encoder(images) for images, _ in self.split.test_batches(100)])
+        generator = torch.Generator().manual_seed(self.seed)
+        self.clusters.start(codes, self.split.labels[:, self.level], generator)
 
     def __call__(self, images, labels):
         primary = labels[:, self.level]

@@ -1,6 +1,10 @@
 """The device, and what makes the same algorithm faster on it: precision, memory layout, CUDA graphs."""
 
 import copy
+import functools
+import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -12,8 +16,19 @@ def select_device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu or auto")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "auto" and device.type == "cpu" and nvidia_gpus() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        print(
+            "warning: there is an NVIDIA GPU here, but this torch cannot use it (its CUDA may be newer than the "
+            "driver's, or it is a build without CUDA); training on the CPU",
+            file=sys.stderr,
+        )
     torch.backends.cudnn.benchmark = True  # training batches have one size, so the search for the best kernels pays
     return device
+
+
+def nvidia_gpus():
+    """NVIDIA GPUs that the system has, whether torch can use them or not, as paths; none where it does not tell."""
+    return list(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -23,8 +38,8 @@ def add_acceleration(parser):
     """Add the options of Acceleration."""
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="fp32",
-        help="of convolutions and linear layers: tf32, on CUDA; bf16, faster, for all but MAXL's second pass, which "
-        "it spoils and which stays in tf32 (fp32 on a CPU) (default: %(default)s)",
+        help="of convolutions and linear layers: tf32, on CUDA, or bf16, for all but MAXL's second pass, which they "
+        "spoil and which stays in fp32 (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--channels-last", action="store_true",
@@ -49,8 +64,7 @@ class Acceleration:
             raise InputError("--cuda-graphs needs a CUDA GPU; leave it out on a CPU")
         self.device, self.precision, self.cuda_graphs = device, precision, cuda_graphs
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-        # Both flags are the process's; torch's own default is True for cuDNN, which would make fp32 something else.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "fp32"
+        allow_tf32(precision != "fp32")
 
     def place(self, network):
         """Move the network to the device, in the memory layout asked for; returns it."""
@@ -67,17 +81,42 @@ class Acceleration:
         view.forward = torch.autocast(self.device.type, torch.bfloat16)(network.forward)
         return view
 
+    def exact(self, step):
+        """The training step in fp32, for what does not bear less: TF32 is off while it runs, or is captured."""
+        if self.precision == "fp32":
+            return step
+
+        @functools.wraps(step)
+        def in_fp32(*args, **options):
+            allow_tf32(False)
+            try:
+                return step(*args, **options)
+            finally:
+                allow_tf32(True)
+
+        return in_fp32
+
     def capture(self, step):
         """The training step, with CUDA graphs as a CapturedStep."""
         return CapturedStep(step) if self.cuda_graphs else step
+
+
+def allow_tf32(allowed):
+    """Let convolutions and matrix products on CUDA round to TF32, or not, in the whole process.
+
+    torch's own default is True for cuDNN, which would make fp32 something else.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 class CapturedStep:
     """A training step as a CUDA graph, one launch in place of hundreds; called like the step. Not yet run on a GPU.
 
     Tensors among the positional arguments are the graph's inputs. All else is part of the graph, learning rates too:
-    other arguments get a graph of their own, other rates replace all graphs. The first calls of each run the step as
-    it is, since what is set up once must not be captured. The tensors returned are written over by the next call.
+    other arguments (which have to be hashable) get a graph of their own, other rates replace all graphs. Frozen in a
+    graph, and not looked at again, are the networks' training mode, TF32, the optimizer's settings other than the rate,
+    and which networks draw at random. The first calls of each run the step as it is, since what is set up once must
+    not be captured. The tensors returned are written over by the next call.
     """
 
     WARM_UP = 3  # calls; cuDNN looks for its best kernels in the first
@@ -90,7 +129,7 @@ class CapturedStep:
         if rates != self.rates:
             self.rates, self.recorded = rates, {}
         tensors = [a for a in args if torch.is_tensor(a)]
-        others = [id(a) for a in args if not torch.is_tensor(a)]
+        others = (a for a in args if not torch.is_tensor(a))  # as keys they stay alive, so none is taken for another
         key = (*others, *((t.shape, t.dtype) for t in tensors), *sorted(options.items()))
         graph = self.recorded.setdefault(key, {"calls": 0})
         graph["calls"] += 1

@@ -2,7 +2,8 @@
 
 import signal
 import sys
-import warnings
+
+import torch
 
 
 class InputError(ValueError):
@@ -16,21 +17,29 @@ class TimeLimit(Exception):
 def run_main(main, argv=None, how_to_go_on="--resume goes on after the last finished epoch"):
     """Call main(argv) and return the exit code: a user's mistake becomes one sentence, not a traceback.
 
-    0 finished; 2 bad input, a full disk, or a loss that is not finite; 3 --max-minutes over; 130 Ctrl-C;
-    143 SIGTERM. After 3, 130 and 143 the same command with --resume goes on.
+    0 finished; 2 bad input, a full disk, no memory left, or a loss that is not finite; 3 --max-minutes over;
+    130 Ctrl-C; 143 SIGTERM. After 3, 130 and 143 the same command with --resume goes on.
     """
 
     def terminate(signum, frame):
         raise SystemExit(143)
 
-    # torch warns of its own use of torch.jit when forward-mode differentiation is first loaded
-    warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated", category=FutureWarning)
     previous = signal.signal(signal.SIGTERM, terminate)
     try:
         main(argv)
         return 0
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "Python found none left"
+        print(
+            f"error: out of memory ({reason}); lower --batch-size or --width, or run fewer at a time on this machine; "
+            f"{how_to_go_on}",
+            file=sys.stderr,
+        )
         return 2
     except TimeLimit as limit:
         print(limit)
@@ -44,3 +53,8 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
         return stop.code or 0
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def is_out_of_memory(error):
+    """Whether a GPU or the machine had no memory left; on a CPU torch has no exception of its own for that."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)

@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, script, what, settings, argv=None):
         self.started = time.monotonic()
-        self.script, self.settings = script, settings
+        self.script, self.what, self.settings = script, what, settings
         start = ["-m", script] if "." in script else [f"{script}.py"]  # experiments are started as modules
         self.command = shlex.join(["python", *start, *(sys.argv[1:] if argv is None else argv)])
         generated = "" if settings.dataset == "cifar100" else f"{settings.dataset}-"
@@ -53,17 +53,9 @@ class Run:
         self.saved, self.unsaved = 0, None  # epochs in the checkpoint; the state after a later one, if there is any
         self.next_save = self.next_plot = 0.0
 
+        self.locked = False
         if self.directory.exists():
-            if not self.directory.is_dir():
-                raise InputError(f"--out {self.directory} is a file; name a folder")
-            self._lock()
-        if settings.resume:
-            self.checkpoint = self._load_checkpoint()
-        elif not settings.overwrite and self.directory.exists() and any(self.directory.iterdir()):
-            raise InputError(
-                f"{self.directory} is there already and is not overwritten; "
-                "continue it with --resume, replace it with --overwrite, or name another folder with --out"
-            )
+            self._take_folder()
 
     # --- the epoch loop ---
 
@@ -75,6 +67,9 @@ class Run:
         midst of an epoch (Ctrl-C, SIGTERM, an error), the epochs finished before it are saved.
         """
         self.parts, self.device = parts, device
+        if not self.locked:  # new when this Run was made; another process may have been there since
+            self._make_folder()
+            self._take_folder()
         if self.checkpoint is not None:
             self._restore()
         self.first, total = len(self.rows) + 1, self.settings.epochs
@@ -150,6 +145,30 @@ class Run:
 
     # --- files ---
 
+    def _make_folder(self):
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error):
+        return InputError(
+            f"{self.directory} cannot be made or written ({error.strerror}); name another folder with --out"
+        )
+
+    def _take_folder(self):
+        """Lock the folder and, on --resume, load its checkpoint; raises InputError where it is not to be had."""
+        if not self.directory.is_dir():
+            raise InputError(f"--out {self.directory} is a file; name a folder")
+        self._lock()
+        if self.settings.resume:
+            self.checkpoint = self._load_checkpoint()
+        elif not self.settings.overwrite and any(self.directory.iterdir()):
+            raise InputError(
+                f"{self.directory} is there already and is not overwritten; "
+                "continue it with --resume, replace it with --overwrite, or name another folder with --out"
+            )
+
     def _lock(self):
         """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""
         for attempt in range(5):  # who only looks whether the folder is free holds the lock for an instant
@@ -157,6 +176,7 @@ class Run:
                 descriptor = lock(self.directory)
                 if descriptor is not None:
                     weakref.finalize(self, os.close, descriptor)
+                self.locked = True
                 return
             time.sleep(0.05 * attempt)
         raise InputError(f"another run is at work in {self.directory}; wait for it, or name another folder with --out")
@@ -166,7 +186,7 @@ class Run:
         return {"script": self.script} | vars(self.settings)
 
     def _open(self):
-        """Make the folder, or clear it of an earlier run, and write settings.json and the curves so far."""
+        """Clear the folder of an earlier run, write settings.json and the curves so far, and say what is trained."""
         sessions = []
         if self.rows:
             if self.damaged:  # or it would take the place of the good one at the next save
@@ -179,16 +199,17 @@ class Run:
             sessions = before if isinstance(before, list) else []
         else:
             try:
-                if not self.directory.exists():
-                    self.directory.mkdir(parents=True)
-                    self._lock()
                 for path in (self.checkpoint_path, self.previous_path, self.curves_path, self.plot_path):
                     path.unlink(missing_ok=True)
             except OSError as error:
-                raise InputError(
-                    f"{self.directory} cannot be made or written ({error.strerror}); name another folder with --out"
-                ) from None
+                raise self._not_writable(error) from None
         session = {"command": self.command} | environment(self.device)
+        threads = f", {session['threads']} threads" if self.device.type == "cpu" else ""
+        print(
+            f"{self.script}: {self.what} classes of {self.settings.dataset}, seed {self.settings.seed}; on "
+            f"{session['device_name']} ({self.device.type}{threads}), {self.settings.precision}; in {self.directory}",
+            flush=True,
+        )
         sessions.append({"after_epoch": len(self.rows)} | session)
         settings = self._described() | session | {"sessions": sessions}
         write_atomically(self.settings_path, json.dumps(settings, indent=2).encode())
@@ -231,6 +252,8 @@ class Run:
             self.unsaved = None  # not tried again on the way out
             raise
         self.saved, self.unsaved = len(rows), None
+        if self.saved == self.settings.epochs:
+            self.previous_path.unlink(missing_ok=True)  # there for a run that goes on
         self._write_curves(rows)
         self.next_save = _seldom(start)
 

@@ -1,11 +1,16 @@
 """The label generator's gradient (eqs. 3 to 5): a closed form, both methods against each other, running statistics."""
 
 import copy
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+import torchvision
+from conftest import REPOSITORY
 from torch.utils.flop_counter import FlopCounterMode
 
 import model_vgg_maxl as maxl
@@ -258,6 +263,87 @@ def test_forward_mode_is_exact_for_a_backbone_of_ones_own():
         for method in EXACT
     ]
     assert_gradients_equal(*gradients, relative=1e-9)
+
+
+class RandomBackbone(nn.Module):
+    """Draws at random in its forward: dropout, of whole channels too, and stochastic depth."""
+
+    feature_size = 6
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.branch = nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 6, 3, padding=1)
+        self.dropout, self.channels = nn.Dropout(0.5), nn.Dropout2d(0.3)
+        self.depth = torchvision.ops.StochasticDepth(0.5, "row")
+
+    def forward(self, images):
+        x = self.channels(self.first(images).tanh())
+        x = x + self.depth(self.branch(x).sin())
+        return self.dropout(x.mean(dim=(2, 3)))
+
+
+def test_forward_mode_is_exact_for_a_network_that_draws_at_random():
+    """The two methods from the same state of the generator; every forward has its own draws."""
+    torch.manual_seed(0)
+    network = utils.Network(RandomBackbone(), 3, 9)
+    generator = maxl.LabelGenerator(utils.VGG16(1 / 16), [2, 3, 4])
+    utils.initialise(network, nn.init.xavier_uniform_)
+    images, primary = batch(3)
+    gradients, after = [], []
+    for method in EXACT:
+        torch.manual_seed(5)
+        parts = copy.deepcopy(network).double(), copy.deepcopy(generator).double()
+        gradients.append(maxl.meta_gradient(*parts, images, primary, 0.3, method=method)[0])
+        after.append(torch.get_rng_state())
+    assert_gradients_equal(*gradients, 1e-9)
+    assert torch.equal(*after), "what is drawn next does not depend on the method"
+
+
+class Attention(nn.Module):
+    """Patches of the image as tokens, one layer of attention, their mean."""
+
+    feature_size = 8
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.qkv = nn.Conv2d(3, 8, 8, stride=8), nn.Linear(8, 24)
+
+    def forward(self, images):
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return (tokens + F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).mean(dim=1)
+
+
+def test_attention_has_both_gradients_by_the_kernels_that_readme_names():
+    torch.manual_seed(0)
+    network = utils.Network(Attention(), 3, 9).double()
+    generator = maxl.LabelGenerator(Attention(), [2, 3, 4]).double()
+    images, primary = batch(3)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        gradients = [maxl.meta_gradient(network, generator, images, primary, 0.3, method=m)[0] for m in EXACT]
+    assert_gradients_equal(*gradients, 1e-9)
+
+
+def test_layers_without_bias_are_initialised_and_images_of_another_size_are_named():
+    layer = nn.Conv2d(3, 4, 3, bias=False)
+    before = layer.weight.clone()
+    utils.initialise(layer, nn.init.xavier_uniform_)
+    assert not torch.equal(layer.weight, before)
+    for size in ((64, 64), (28, 28), (32, 48)):
+        with pytest.raises(ValueError, match=f"32x32 pixels, these have {size[0]}x{size[1]}"):
+            utils.VGG16(1 / 16)(torch.zeros(2, 3, *size))
+
+
+def test_a_users_program_sees_no_warning_of_torch_about_itself():
+    """In a process of its own, where forward-mode differentiation is used for the first time."""
+    program = (
+        "import torch, utils, model_vgg_maxl as maxl\n"
+        "parts = utils.Network(utils.VGG16(1 / 16), 2, 4), maxl.LabelGenerator(utils.VGG16(1 / 16), [2, 2])\n"
+        "maxl.meta_gradient(*parts, torch.randn(4, 3, 32, 32), torch.arange(4) % 2, 0.01)\n"
+    )
+    command = [sys.executable, "-W", "error::FutureWarning", "-c", program]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 def test_frozen_and_unused_weights_are_left_out():

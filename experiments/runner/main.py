@@ -9,6 +9,7 @@ from experiments.runner import report
 from experiments.runner.cluster import executor_parameters, run_on_cluster
 from experiments.runner.here import run_here
 from experiments.runner.progress import show_plan, show_status
+from experiments.runner.ready import get_ready
 from harness.command_line import Parser
 from harness.exits import InputError, TimeLimit, run_main
 
@@ -90,6 +91,7 @@ class Experiment:
     def run(self, tasks, settings):
         """Run what is missing, then draw; raises InputError where runs failed, TimeLimit where some are unfinished."""
         parameters = executor_parameters(settings.submitit_parameters)
+        get_ready([task for task in tasks if task.state() != "done"], settings.jobs)
         if settings.submitit:
             bad = run_on_cluster(tasks, settings.submitit, settings.jobs, parameters)
         else:

@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+START = "\n--- "  # before the line that names a process in its log
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
 
@@ -20,7 +21,7 @@ def start(command, log, **changed):
     """Start a command; what it prints is appended to the file `log`. changed: variables of its environment."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
-        file.write(f"\n{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n")
+        file.write(f"{START}{datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n")
         file.flush()
         # in a session of its own, so that Ctrl-C reaches it through this process alone
         return subprocess.Popen(

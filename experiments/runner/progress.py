@@ -99,13 +99,10 @@ def show_status(tasks):
     counts, seconds, cost, left = collections.Counter(), 0.0, 0.0, 0.0
     for task in tasks:
         state, rows = task.state(), read_curves(task.folder)
-        last = task.last_line() if state in ("unfinished", "not begun") else ""
-        failed = last.startswith("error: ")
-        state = "failed" if failed else state
+        why = task.failure() if state in ("unfinished", "not begun") else ""
+        state = "failed" if why else state
         counts[state] += 1
-        print(
-            f"{task.name:24s} {state:10s} epoch {len(rows)} of {task.settings.epochs} {last if failed else ''}".rstrip()
-        )
+        print(f"{task.name:24s} {state:10s} epoch {len(rows)} of {task.settings.epochs} {why}".rstrip())
         seconds += sum(map(row_seconds, rows))
         cost += task.cost * len(rows)
         left += task.cost * (task.settings.epochs - len(rows))

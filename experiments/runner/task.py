@@ -13,6 +13,8 @@ from harness.exits import InputError
 from harness.files import at_work, read_settings
 from harness.run import differences
 
+KILLED, TRACEBACK = "killed by signal ", "Traceback (most recent call last)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -25,6 +27,7 @@ class Task:
     root: Path
     options: tuple = ()  # arguments that all runs of the plan share
     cost: float = 1.0  # of an epoch, roughly and in epochs of Single, to weigh the time left
+    networks: int = 1  # in a checkpoint
 
     @property
     def folder(self):
@@ -77,20 +80,29 @@ class Task:
             return "at work"
         return "done" if done == epochs else "unfinished"
 
-    def last_line(self):
-        """The last line of its log with anything in it; empty where there is none."""
-        try:
-            lines = self.log.read_text(errors="replace").split("\n")
-        except OSError:
-            return ""
-        return next((line for line in reversed(lines) if line.strip()), "")
+    def failure(self):
+        """Why the last process of an unfinished run ended badly, as its log tells; empty where it did not."""
+        lines = self._log_of_the_last_process()
+        if lines and (lines[-1].startswith(("error: ", KILLED)) or any(line.startswith(TRACEBACK) for line in lines)):
+            return lines[-1]
+        return ""
 
     def outcome(self, code):
-        """What its ended process was: "done", "unfinished", or why it failed."""
+        """What its ended process was: "done", "unfinished", or why it failed, which its log then says too."""
         if code == 0:
             return "done"
         if code == 3:
             return "unfinished"
         if code < 0:
-            return f"killed by signal {-code}"
-        return self.last_line() or f"exit code {code}"
+            with open(self.log, "a") as file:
+                file.write(f"{KILLED}{-code}\n")
+        lines = self._log_of_the_last_process()
+        return lines[-1] if lines else f"exit code {code}"
+
+    def _log_of_the_last_process(self):
+        """The lines with anything in them."""
+        try:
+            text = self.log.read_text(errors="replace").rpartition(process.START)[2]
+        except OSError:
+            return []
+        return [line for line in text.split("\n")[1:] if line.strip()]

@@ -1,0 +1,44 @@
+"""What has to be there before the first run starts: the data, and room on the disk."""
+
+import shutil
+import sys
+
+import torch
+
+import create_dataset
+import utils
+
+
+def get_ready(tasks, jobs):
+    """Fetch and check the data once, so that runs side by side do not; warn where the disk is too small.
+
+    Raises InputError where the data is not to be had.
+    """
+    for dataset, root in sorted({(task.settings.dataset, task.settings.data_root) for task in tasks}):
+        if dataset == "cifar100":
+            create_dataset.load_cifar100(root)
+    if not tasks:
+        return
+    folder = tasks[0].root.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = room_needed(tasks, jobs), shutil.disk_usage(folder).free
+    if needed > free:
+        print(
+            f"warning: the {len(tasks)} runs to come will leave about {needed / 2**30:.1f} GiB in {tasks[0].root}, "
+            f"and the disk has {free / 2**30:.1f} GiB left; a run that finds no room stops and can be continued",
+            file=sys.stderr,
+        )
+
+
+def room_needed(tasks, jobs):
+    """Bytes that the tasks leave: a checkpoint each, and two more (the one before, and the next) while at work."""
+    sizes = sorted(checkpoint_bytes(task) for task in tasks)
+    return sum(sizes) + 2 * sum(sizes[-jobs:])
+
+
+def checkpoint_bytes(task):
+    """Roughly: the weights of its networks, with a trunk as wide as its settings say."""
+    with torch.device("meta"):
+        network = utils.Network(utils.VGG16(task.settings.width), 20, 100)
+    return 4 * task.networks * sum(weight.numel() for weight in network.parameters())

@@ -1,0 +1,60 @@
+"""The house: what may import what, and no room too large to be read."""
+
+import ast
+
+import pytest
+from conftest import REPOSITORY
+
+FOLDERS = ("harness", "experiments", "benchmarks")
+MODULES = sorted([*REPOSITORY.glob("*.py"), *(path for name in FOLDERS for path in (REPOSITORY / name).rglob("*.py"))])
+SCRIPTS = {"model_vgg_single", "model_vgg_human", "model_vgg_maxl"}
+OURS = {"utils", "create_dataset", *SCRIPTS, *FOLDERS}
+MAY_IMPORT = {
+    "harness": {"harness"},
+    "utils": set(),
+    "create_dataset": {"harness"},
+    **dict.fromkeys(SCRIPTS, {"utils", "create_dataset", "harness"}),
+    "experiments": OURS - {"benchmarks"},
+    "benchmarks": OURS - {"experiments"},
+}
+
+
+def name_of(path):
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+
+
+def imports(tree):
+    """Names of the modules that a tree imports."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+GRAPH = {name_of(path): set(imports(ast.parse(path.read_text()))) for path in MODULES}
+
+
+@pytest.mark.parametrize("name", GRAPH)
+def test_imports_run_one_way(name):
+    ours = {imported.partition(".")[0] for imported in GRAPH[name]} & OURS
+    assert ours <= MAY_IMPORT[name.partition(".")[0]]
+
+
+def test_there_is_no_circle():
+    graph = {name: imported & GRAPH.keys() for name, imported in GRAPH.items()}
+    while graph:
+        ends = [name for name, imported in graph.items() if not imported & graph.keys()]
+        assert ends, f"a circle among {sorted(graph)}"
+        for name in ends:
+            del graph[name]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_nothing_of_ours_is_imported_inside_a_function_and_no_module_is_too_long(path):
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            assert not {name.partition(".")[0] for name in imports(node)} & OURS
+    assert text.count("\n") <= 400
