@@ -38,8 +38,8 @@ class VGG16(nn.Module):
     def forward(self, images):
         if images.shape[-2:] != (32, 32):
             raise ValueError(
-                f"VGG16 takes images of 32x32 pixels, these have {images.shape[-2]}x{images.shape[-1]}; resize them, or "
-                "use a backbone that pools whatever is left into its features"
+                f"VGG16 takes images of 32x32 pixels, these have {images.shape[-2]}x{images.shape[-1]}; resize them, "
+                "or use a backbone that pools what is left into its features"
             )
         return self.layers(images).flatten(1)
 

@@ -4,7 +4,7 @@ import collections
 from typing import NamedTuple
 
 import create_dataset
-from experiments.runner.report import RunOnDisk, check_alike
+from experiments.runner.report import RunOnDisk, check_alike, draw_band
 from experiments.runner.task import Task
 from harness.exits import InputError
 
@@ -21,6 +21,7 @@ class Method(NamedTuple):
     style: object  # of its line
     cost: float  # of an epoch in epochs of Single, roughly, to weigh the time left
     networks: int = 1  # that it trains and keeps in a checkpoint
+    options: tuple = ()  # that make it this method
 
 
 # Okabe and Ito's colours, told apart by the colour-blind; with the line styles also in a grey print
@@ -30,7 +31,11 @@ METHODS = {
     "kmeans": Method("experiments.model_vgg_kmeans", "K-Means", "#009E73", ":", 1.1),
     "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1)), 1.0),
     "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7, 2),
+    # not in Figure 3 of the paper: a control of ours, and the other half of Table 3
+    "uniform": Method("experiments.model_vgg_uniform", "Uniform", "#CC79A7", (0, (1, 1)), 1.0),
+    "maxl0": Method("model_vgg_maxl", "MAXL, λ = 0", "#56B4E9", "-", 4.7, 2, ("--entropy-weight", "0")),
 }
+FIVE = ["single", "random", "kmeans", "human", "maxl"]  # of Figure 3
 ORDER = ("maxl", "single", "human")  # these start first
 
 
@@ -49,8 +54,8 @@ def task(method, pair, seed, root, options=()):
         # the placement of larger shares is the seed's, for all methods
         psi = create_dataset.balanced_psi(*map(int, pair.split("-")), seed=seed)
         own += ["--psi", ",".join(map(str, psi))]
-    own += ["--seed", str(seed)]
-    script, *_, cost, networks = METHODS[method]
+    own += [*METHODS[method].options, "--seed", str(seed)]
+    script, *_, cost, networks, _ = METHODS[method]
     return Task(run_name(method, pair, seed), method, script, tuple(own), root, tuple(options), cost, networks)
 
 
@@ -67,12 +72,61 @@ def plan(settings, options=()):
     return list(dict.fromkeys(tasks))
 
 
+def add_pairs(parser, default="all"):
+    """Add --pairs."""
+    parser.add_argument(
+        "--pairs", nargs="+", choices=PAIRS, metavar="P-A", help=f"{', '.join(PAIRS)} (default: {default})"
+    )  # fmt: skip
+
+
 def add_options(parser):
     """Add --pairs and --methods."""
-    parser.add_argument("--pairs", nargs="+", choices=PAIRS, metavar="P-A", help=f"{', '.join(PAIRS)} (default: all)")
+    add_pairs(parser)
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, metavar="M", help=f"{', '.join(METHODS)} (default: all)"
+        "--methods", nargs="+", choices=METHODS, metavar="M",
+        help=f"{', '.join(METHODS)} (default: {', '.join(FIVE)})",
     )  # fmt: skip
+
+
+def panels(pairs):
+    """A matplotlib Figure with a panel for each pair, and the panels by pair."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(pairs))
+    lines = -(-len(pairs) // columns)
+    figure = Figure(figsize=(1 + 3.6 * columns, 0.9 + 2.9 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes, pair in zip(grid, pairs):
+        primary, auxiliary = pair.split("-")
+        axes.set(title=f"{primary} primary, {auxiliary} auxiliary classes", xlabel="epoch")
+        axes.title.set_fontsize(10)
+    for axes in grid[len(pairs) :]:
+        axes.axis("off")
+    return figure, dict(zip(pairs, grid))
+
+
+def draw_curves(runs, pairs, methods, what, curve):
+    """A figure with a panel a pair: means over seeds as lines, ± a standard deviation as bands, a line a method.
+
+    what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the epochs, empty where unknown.
+    """
+    figure, grid = panels(pairs)
+    shown = {}
+    for pair, axes in grid.items():
+        for method in methods:
+            curves = list(filter(None, map(curve, runs.get((pair, method), {}).values())))
+            if curves:
+                _, label, colour, style, *_ = METHODS[method]
+                shown[label] = draw_band(axes, curves, label, colour, style)
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
+        axes.set_ylabel(what)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    ordered = [METHODS[method].label for method in methods if METHODS[method].label in shown]
+    legend = {"loc": "outside upper center", "ncols": 5 if len(pairs) > 1 else 3, "frameon": False, "handlelength": 3}
+    figure.legend([shown[label] for label in ordered], ordered, **legend)
+    return figure
 
 
 def read_runs(root, methods, pairs, seeds):

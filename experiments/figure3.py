@@ -23,41 +23,14 @@ from experiments.runner import report
 from experiments.runner.main import Experiment
 
 
-def draw(runs, pairs):
-    """A panel a pair: test accuracy over the epochs, lines for means over seeds, bands for ± a standard deviation."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(pairs))
-    lines = -(-len(pairs) // columns)
-    figure = Figure(figsize=(1 + 3.6 * columns, 0.9 + 2.9 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flatten()
-    shown = {}
-    for axes, pair in zip(panels, pairs):
-        for method, (_, label, colour, style, *_) in METHODS.items():
-            if (pair, method) in runs:
-                curves = [run.accuracy for run in runs[pair, method].values()]
-                shown[label] = report.draw_band(axes, curves, label, colour, style)
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
-        primary, auxiliary = pair.split("-")
-        axes.set(title=f"{primary} primary, {auxiliary} auxiliary classes", xlabel="epoch", ylabel="test accuracy (%)")
-        axes.title.set_fontsize(10)
-    for axes in panels[len(pairs) :]:
-        axes.axis("off")
-    ordered = [method.label for method in METHODS.values() if method.label in shown]
-    legend = {"loc": "outside upper center", "ncols": 5 if columns > 1 else 3, "frameon": False, "handlelength": 3}
-    figure.legend([shown[label] for label in ordered], ordered, **legend)
-    return figure
-
-
-def table(runs, pairs, seeds):
+def table(runs, pairs, methods, seeds):
     """A dict a row: pair and method, accuracies in % over the finished runs, what is missing, time and device."""
     rows = []
     for pair in pairs:
-        for method, (_, label, *_) in METHODS.items():
+        for method in methods:
             found = runs.get((pair, method), {})
             finished = [run for run in found.values() if run.finished]
-            row = {"pair": pair, "method": label, "begun": len(found), "n": len(finished)}
+            row = {"pair": pair, "method": METHODS[method].label, "begun": len(found), "n": len(finished)}
             for name, accuracy in (("final", lambda run: run.accuracy[-1]), ("best", lambda run: max(run.accuracy))):
                 mean, spread = report.mean_and_spread([accuracy(run) for run in finished])
                 row |= {f"{name}_mean": mean, f"{name}_std": spread}
@@ -93,13 +66,16 @@ def markdown(rows, runs):
 def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = cifar100.read_runs(settings.out, METHODS, settings.pairs, settings.seeds)
-    rows = table(runs, settings.pairs, settings.seeds)
-    return draw(runs, settings.pairs), rows, markdown(rows, runs)
+    there = {method for _, method in runs}
+    methods = [method for method in METHODS if method in cifar100.FIVE or method in there]
+    rows = table(runs, settings.pairs, methods, settings.seeds)
+    figure = cifar100.draw_curves(runs, settings.pairs, methods, "test accuracy (%)", lambda run: run.accuracy)
+    return figure, rows, markdown(rows, runs)
 
 
 experiment = Experiment(
     "figure3", __doc__, cifar100.plan, make_report, cifar100.add_options,
-    full={"pairs": list(cifar100.PAIRS), "methods": list(METHODS), "seeds": cifar100.SEEDS},
+    full={"pairs": list(cifar100.PAIRS), "methods": cifar100.FIVE, "seeds": cifar100.SEEDS},
     quick={"pairs": ["3-10", "20-100"], "seeds": [0]},
 )  # fmt: skip
 

@@ -25,6 +25,7 @@ class Experiment:
     add_options: Callable  # adds its own options, which choose the runs, to a parser
     full: dict  # what these options and --seeds are if not given,
     quick: dict  # and with --quick
+    folder: str = ""  # of its runs, in runs/, where they are another experiment's too; by default its name
 
     def parse(self, argv=None):
         """The command line: the runner's and the experiment's settings, and the options that go to the runs."""
@@ -38,7 +39,8 @@ class Experiment:
             "--jobs", type=int, default=1, metavar="N",
             help="runs at a time, spread over the visible GPUs (default: %(default)s)",
         )  # fmt: skip
-        add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: runs/{self.name})")
+        folder = f"runs/{self.folder or self.name}"
+        add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: {folder})")
         narrowed = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in self.quick.items())
         add("--quick", action="store_true", help=f"small runs on generated images: {narrowed} (default: off)")
         what = parser.add_mutually_exclusive_group()
@@ -56,7 +58,7 @@ class Experiment:
         for name, value in (self.full | (self.quick if settings.quick else {})).items():
             if not getattr(settings, name):
                 setattr(settings, name, value)
-        settings.out = Path(settings.out or f"runs/{self.name}{'-quick' if settings.quick else ''}")
+        settings.out = Path(settings.out or folder + ("-quick" if settings.quick else ""))
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 
     def tasks(self, settings, options):

@@ -75,8 +75,6 @@ def draw_band(axes, curves, label, colour, style):
     (line,) = axes.plot(epochs, means, linestyle=style, color=colour, linewidth=1.6, label=label)
     low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
     axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.grid(alpha=0.3)
-    axes.xaxis.get_major_locator().set_params(integer=True)
     return line
 
 

@@ -1,0 +1,106 @@
+"""Figure 4: cosine similarity of the auxiliary and the primary task's gradient on the shared trunk, 3 primary classes.
+
+    python -m experiments.figure4 --dry-run                # the runs, and how long they will take on this machine
+    python -m experiments.figure4                          # run what is missing, then draw
+    python -m experiments.figure4 --plot --out DIR         # from runs that are there
+    python -m experiments.figure4 --quick                  # small runs on generated images
+
+The runs are Figure 3's, made with --cosine-every N, here 10 if not given: the curves hold the mean over every N-th
+iteration. Human, Random, K-Means and MAXL have an auxiliary task; the control Uniform is drawn where it was run.
+Options that are not its own go to the scripts, as with Figure 3. python -m experiments.figure7 has all six pairs.
+"""
+
+import sys
+
+from experiments import cifar100
+from experiments.cifar100 import METHODS
+from experiments.runner import report
+from experiments.runner.main import Experiment
+from harness.exits import InputError
+
+WITH_AUXILIARY_TASK = ["human", "random", "kmeans", "maxl"]
+COLUMNS = {  # of curves.csv
+    "train_cosine_similarity": "by filter, mean over filters and convolutions",
+    "train_trunk_cosine_similarity": "of the trunk's whole gradient",
+}
+LAST_EPOCHS = 10  # of the table
+
+
+def plan(settings, options=()):
+    """Figure 3's runs, with the cosine similarity at every 10th iteration unless the options say otherwise."""
+    if not any(option.startswith("--cosine-every") for option in options):
+        options = [*options, "--cosine-every", "10"]
+    return cifar100.plan(settings, options)
+
+
+def read_runs(settings):
+    """Figure 3's runs but Single's; raises InputError, with the way out, where one has no cosine similarity."""
+    methods = [*WITH_AUXILIARY_TASK, "uniform", "maxl0"]
+    runs = cifar100.read_runs(settings.out, methods, settings.pairs, settings.seeds)
+    for run in (run for found in runs.values() for run in found.values()):
+        if not run.column("train_cosine_similarity"):
+            command = run.settings.get("command", "its command").replace(" --resume", "")
+            raise InputError(
+                f"{run.folder} was run without the cosine similarity; move it away, or replace it by "
+                f"{command} --cosine-every 10 --overwrite"
+            )
+    return runs
+
+
+def table(runs, pairs, seeds):
+    """A dict a row: pair and method, the means over the last epochs of each run, then over the seeds."""
+    rows = []
+    for pair in pairs:
+        for method in METHODS:
+            found = runs.get((pair, method), {})
+            if not found and method not in WITH_AUXILIARY_TASK:
+                continue
+            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)}
+            for column in COLUMNS:
+                tails = [run.column(column)[-LAST_EPOCHS:] for run in found.values()]
+                mean, spread = report.mean_and_spread([sum(tail) / len(tail) for tail in tails])
+                row |= {f"{column}_mean": mean, f"{column}_std": spread}
+            row["missing"] = report.missing(found, seeds)
+            rows.append(row)
+    return rows
+
+
+def markdown(rows, runs):
+    """The table as Markdown, with what all the runs share."""
+    first = next(iter(next(iter(runs.values())).values()))
+    lines = []
+    for row in rows:
+        cells = [row["pair"].replace("-", " → "), row["method"]]
+        for column in COLUMNS:
+            mean = row[f"{column}_mean"]
+            cells.append("not run" if mean is None else report.with_spread(mean, row[f"{column}_std"], digits=3))
+        lines.append([*cells, str(row["n"]), row["missing"]])
+    return (
+        f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
+        f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
+        f"({report.alike(first)}).\n\n"
+    ) + report.markdown_table(["primary → auxiliary", "method", *COLUMNS.values(), "n", "missing"], lines)
+
+
+def make_report(settings):
+    """The figure (by filter, as in the paper), and the table of both measures."""
+    runs = read_runs(settings)
+    rows = table(runs, settings.pairs, settings.seeds)
+    by_filter = next(iter(COLUMNS))
+    figure = cifar100.draw_curves(runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(by_filter))
+    return figure, rows, markdown(rows, runs)
+
+
+def similarity(name, doc, pairs):
+    """The Experiment of Figure 4, or of Figure 7, which differ in their pairs."""
+    return Experiment(
+        name, doc, plan, make_report, cifar100.add_options,
+        full={"pairs": pairs, "methods": WITH_AUXILIARY_TASK, "seeds": cifar100.SEEDS},
+        quick={"pairs": pairs[:1], "seeds": [0]}, folder="figure3",
+    )  # fmt: skip
+
+
+experiment = similarity("figure4", __doc__, ["3-10", "3-20", "3-100"])
+
+if __name__ == "__main__":
+    sys.exit(experiment())

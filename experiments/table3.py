@@ -1,0 +1,89 @@
+"""Table 3: MAXL with the entropy loss (λ = 0.2) and without (λ = 0): auxiliary classes used, and test accuracy.
+
+    python -m experiments.table3 --dry-run                 # the runs, and how long they will take on this machine
+    python -m experiments.table3                           # run what is missing, then draw
+    python -m experiments.table3 --plot --out DIR          # from runs that are there
+    python -m experiments.table3 --quick                   # small runs on generated images
+
+The runs with λ = 0.2 are Figure 3's. A class counts as used if it is the largest in the label of some image of the
+training set, over the first pass of the final epoch.
+"""
+
+import sys
+
+from experiments import cifar100
+from experiments.runner import report
+from experiments.runner.main import Experiment
+
+BOTH = ["maxl", "maxl0"]
+USED = "train_auxiliary_classes_used"
+PAPER = {  # test accuracy in %, share of the classes used
+    "maxl": {pair: (accuracy, 1.00) for pair, accuracy in cifar100.PAPER.items()},
+    "maxl0": {
+        "3-10": (90.26, 1.00), "3-20": (90.39, 0.65), "3-100": (90.22, 0.35),
+        "10-20": (77.73, 1.00), "10-100": (78.20, 0.57), "20-100": (73.97, 0.61),
+    },
+}  # fmt: skip
+
+
+def table(runs, pairs, seeds):
+    """A dict a row: pair and λ, accuracy in % and share of classes used in the final epoch, ours and the paper's."""
+    rows = []
+    for pair in pairs:
+        for method in BOTH:
+            found = runs.get((pair, method), {})
+            finished = [run for run in found.values() if run.finished]
+            row = {"pair": pair, "entropy_weight": 0.2 if method == "maxl" else 0.0, "n": len(finished)}
+            for name, values in (
+                ("accuracy", [run.accuracy[-1] for run in finished]),
+                ("used", [run.column(USED)[-1] for run in finished]),
+            ):
+                row[f"{name}_mean"], row[f"{name}_std"] = report.mean_and_spread(values)
+            generated = any(run.settings["dataset"] == "synthetic" for run in found.values())
+            theirs = (None, None) if generated else PAPER[method].get(pair, (None, None))
+            row["paper_accuracy"], row["paper_used"] = theirs
+            row["missing"] = report.missing(found, seeds)
+            rows.append(row)
+    return rows
+
+
+def markdown(rows, runs):
+    """The table as Markdown, with what all the runs share."""
+    first = next(iter(next(iter(runs.values())).values()))
+    lines = []
+    for row in rows:
+        cells = [row["pair"].replace("-", " → "), f"{row['entropy_weight']:.1f}"]
+        for name in ("accuracy", "used"):
+            mean, theirs = row[f"{name}_mean"], row[f"paper_{name}"]
+            cells.append("not finished" if mean is None else report.with_spread(mean, row[f"{name}_std"]))
+            cells.append("" if theirs is None else f"{theirs:.2f}")
+        lines.append([*cells, str(row["n"]), row["missing"]])
+    heading = ["primary → auxiliary", "λ", "test accuracy (%)", "paper", "classes used", "paper", "n", "missing"]
+    return (
+        f"MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
+        f"({report.alike(first)}).\n\n"
+    ) + report.markdown_table(heading, lines)
+
+
+def make_report(settings):
+    """The shares of classes used over the epochs as a figure, and the table."""
+    runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
+    rows = table(runs, settings.pairs, settings.seeds)
+    figure = cifar100.draw_curves(runs, settings.pairs, BOTH, "auxiliary classes used", lambda run: run.column(USED))
+    return figure, rows, markdown(rows, runs)
+
+
+def plan(settings, options=()):
+    """MAXL with both weights of the entropy loss."""
+    settings.methods = BOTH
+    return cifar100.plan(settings, options)
+
+
+experiment = Experiment(
+    "table3", __doc__, plan, make_report, cifar100.add_pairs,
+    full={"pairs": list(cifar100.PAIRS), "seeds": cifar100.SEEDS},
+    quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(experiment())
