@@ -1,7 +1,9 @@
 """Shared by the tests: tiny runs of the real scripts, in this process or in one of their own."""
 
+import contextlib
 import csv
 import functools
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,7 +27,8 @@ torch.set_num_threads(1)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"model_vgg_single": model_vgg_single, "model_vgg_human": model_vgg_human, "model_vgg_maxl": model_vgg_maxl}
-TINY = ["--dataset", "synthetic", "--width", "0.02", "--train-images", "300", "--batch-size", "50", "--epochs", "3"]
+TINY = ["--dataset", "synthetic", "--width", "0.02", "--train-images", "120", "--batch-size", "20", "--epochs", "3"]
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.fixture(autouse=True)
@@ -34,16 +37,61 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-generate_once = functools.cache(create_dataset.make_synthetic)
+generate = create_dataset.make_synthetic
 
 
-def run_script(name, *arguments):
+@functools.cache
+def generated(train, seed, sizes):
+    """The synthetic images of so many training and test images, the same arrays for all runs of this process."""
+    with mock.patch.dict(create_dataset.SIZES, synthetic=sizes):
+        return generate(train, seed)
+
+
+@contextlib.contextmanager
+def shortcuts(test_images=200, picture=False):
+    """Spares what takes longer than a tiny run itself: test images are few and generated once, the picture a stub.
+
+    test_images: a process of its own has 2000, and a run has to have as many to be the same to the bit.
+    """
+
+    def make_synthetic(train=True, seed=0):
+        return generated(train, seed, create_dataset.SIZES["synthetic"])
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.dict(create_dataset.SIZES, synthetic=(10_000, test_images)))
+        patches.enter_context(mock.patch.object(create_dataset, "make_synthetic", make_synthetic))
+        if not picture:
+            stub = mock.patch.object(run, "plot_curves", lambda rows, title, file: file.write(PNG))
+            patches.enter_context(stub)
+        yield
+
+
+def run_script(name, *arguments, **changed):
     """main() of a script under exits.run_main, as its __main__ block has it; returns the exit code.
 
-    The synthetic images are generated once for all runs of this process, to save time.
+    changed: options of shortcuts.
     """
-    with mock.patch.object(create_dataset, "make_synthetic", generate_once):
+    with shortcuts(**changed):
         return exits.run_main(SCRIPTS[name].main, [str(a) for a in arguments])
+
+
+def forked(function, *arguments, log=None, **options):
+    """The function in a copy of this process, started; what it returns is the exit code.
+
+    It spares what a new Python takes to load torch, and can be sent signals like any other process. What it prints is
+    in the files `said` and `errors`, or goes to the file `log`.
+    """
+
+    def target():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        said, errors = (log, log) if log else (open(name, "w", buffering=1) for name in ("said", "errors"))
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
+            code = function(*arguments, **options)
+        sys.exit(code)
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    return process
 
 
 def script_process(name, *arguments, **options):

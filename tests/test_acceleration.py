@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
-from conftest import SCRIPTS, TINY, curves, run_script
+from conftest import SCRIPTS, TINY, curves, forked, run_script
 
 import model_vgg_maxl as maxl
 import utils
@@ -137,9 +137,14 @@ def test_another_precision_is_another_experiment(capsys):
 def test_learns_in_bf16_as_in_fp32(name):
     """Test accuracy over the epochs on the synthetic images, chance 5 %: the curves stay together."""
     accuracies = {}
-    for precision in ("fp32", "bf16"):
-        arguments = ["--quick", "--epochs", 4, "--precision", precision, "--out", precision]
-        assert run_script(name, *arguments) == 0
+    few = ["--quick", "--epochs", 2, "--train-images", 1500, "--batch-size", 10]
+    runs = {}
+    for precision in ("fp32", "bf16"):  # side by side
+        arguments = [*few, "--precision", precision, "--out", precision]
+        runs[precision] = forked(run_script, name, *arguments, test_images=1000)
+    for precision, process in runs.items():
+        process.join(300)
+        assert process.exitcode == 0
         accuracies[precision] = [float(row["test_primary_accuracy"]) for row in curves(precision)]
     assert accuracies["bf16"] != accuracies["fp32"]
     assert accuracies["bf16"][-1] > 0.15 and abs(accuracies["bf16"][-1] - accuracies["fp32"][-1]) < 0.1
@@ -219,6 +224,20 @@ def test_a_captured_step_records_anew_for_another_shape():
         ((images, primary, _),) = batches(1, size=size)
         captured(net, optimizer, images, primary)
     assert len(captured.recordings) == 2
+
+
+def test_a_captured_step_takes_no_number_for_another_that_is_gone():
+    """A positional number is part of the graph; a fresh one may lie where an earlier one lay, and have its id()."""
+
+    def step(net, optimizer, images, gamma):
+        return {"gamma": images.sum() * 0 + gamma}
+
+    captured, net = ReplayedOnCPU(step), network(width=1 / 16)
+    optimizer, images = optimizer_of(net), torch.zeros(2)
+    for call in range(200):
+        gamma = float(f"{call % 7}.5")
+        assert captured(net, optimizer, images, gamma)["gamma"].item() == gamma
+    assert len(captured.recordings) == 7
 
 
 def single_step_of_two(net, optimizer, images, primary):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_same_run, curves, generate_once
+from conftest import TINY, assert_same_run, curves, shortcuts
 
 import create_dataset
 import model_vgg_maxl
@@ -17,8 +17,9 @@ BASELINES = {"random": model_vgg_random, "kmeans": model_vgg_kmeans}
 
 
 @pytest.fixture
-def generated_once(monkeypatch):
-    monkeypatch.setattr(create_dataset, "make_synthetic", generate_once)
+def spared():
+    with shortcuts():
+        yield
 
 
 # --- Random ---------------------------------------------------------------------------------------
@@ -169,11 +170,29 @@ def test_centroids_start_from_few_or_equal_codes_too():
     assert kmeans.centroids.isfinite().all()
 
 
+def test_kmeans_starts_the_same_on_every_device_and_once_a_run(monkeypatch, spared):
+    """A GPU has larger test batches; codes are taken under the statistics of a batch, which must not differ."""
+    original, start, codes = create_dataset.Split.test_batches, model_vgg_kmeans.MiniBatchKMeans.start, []
+
+    def spied(clusters, *arguments):
+        codes.append(arguments[0].clone())
+        start(clusters, *arguments)
+
+    monkeypatch.setattr(model_vgg_kmeans.MiniBatchKMeans, "start", spied)
+    few = [*TINY, "--train-images", "300"]
+    assert exits.run_main(model_vgg_kmeans.main, [*few, "--epochs", "1", "--out", "r"]) == 0
+    assert exits.run_main(model_vgg_kmeans.main, [*few, "--epochs", "2", "--out", "r", "--resume"]) == 0
+    assert len(codes) == 1
+    monkeypatch.setattr(create_dataset.Split, "test_batches", lambda split, size=1000: original(split, size))
+    assert exits.run_main(model_vgg_kmeans.main, [*few, "--epochs", "1", "--out", "as-on-a-gpu"]) == 0
+    assert torch.equal(*codes)
+
+
 def test_the_auto_encoder_learns_to_give_images_back():
     torch.manual_seed(0)
-    images = torch.nn.functional.interpolate(torch.randn(50, 3, 4, 4), size=32, mode="bilinear")
+    images = torch.nn.functional.interpolate(torch.randn(20, 3, 4, 4), size=32, mode="bilinear")
     autoencoder = model_vgg_kmeans.AutoEncoder(64)
-    assert autoencoder.encoder(images).shape == (50, 64)
+    assert autoencoder.encoder(images).shape == (20, 64)
     optimizer = torch.optim.Adam(autoencoder.parameters(), lr=0.001)
     losses = []
     for _ in range(60):
@@ -190,7 +209,7 @@ def test_the_auto_encoder_learns_to_give_images_back():
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("primary, auxiliary", [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
-def test_the_baselines_run_on_the_six_pairs(name, primary, auxiliary, generated_once):
+def test_the_baselines_run_on_the_six_pairs(name, primary, auxiliary, spared):
     classes = create_dataset.LEVEL_CLASSES[primary], create_dataset.LEVEL_CLASSES[auxiliary]
     psi = ",".join(map(str, create_dataset.balanced_psi(*classes)))
     few = [*TINY, "--epochs", "1", "--train-images", "100", "--primary-level", str(primary), "--psi", psi]
@@ -204,7 +223,7 @@ def test_the_baselines_run_on_the_six_pairs(name, primary, auxiliary, generated_
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_stopped_and_resumed_is_the_same_to_the_bit(name, generated_once):
+def test_a_baseline_stopped_and_resumed_is_the_same_to_the_bit(name, spared):
     main = BASELINES[name].main
     assert exits.run_main(main, [*TINY, "--out", "whole"]) == 0
     assert exits.run_main(main, [*TINY, "--out", "parts", "--epochs", "1"]) == 0

@@ -1,7 +1,11 @@
 """The benchmark runs, and its counts of arithmetic are those of the derivation."""
 
+import argparse
+import contextlib
 import copy
+import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -15,8 +19,18 @@ from benchmarks import finite_difference, step_cost
 CPU = torch.device("cpu")
 
 
+def in_this_process(command, **options):
+    """subprocess.check_output of a row's memory, without the seconds that a new Python takes to load torch."""
+    assert command[:3] == [sys.executable, "-m", "benchmarks.step_cost"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        step_cost.main(command[3:])
+    return said.getvalue()
+
+
 def test_the_benchmark_writes_its_table_as_json_markdown_and_chart(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr(step_cost.subprocess, "check_output", in_this_process)
     settings = ["--device", "cpu", "--width", "0.05", "--batch-size", "4", "--repeats", "1"]
     step_cost.main([*settings, "--scaling", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "step_cost.json").read_text())
@@ -27,12 +41,42 @@ def test_the_benchmark_writes_its_table_as_json_markdown_and_chart(tmp_path, cap
     for row, cost in results["steps"].items():
         assert row in table
         assert 0 < cost["fastest"] <= cost["seconds"] <= cost["slowest"]
+        assert cost["memory_bytes"] is None or cost["memory_bytes"] >= 0
     steps, epochs = results["steps"], results["epoch_seconds_from_the_medians"]
     first, second = (steps[f"MAXL {row}"]["seconds"] for row in ("first pass", "second pass, forward-mode"))
     expected = 12_500 * (first + second + 2 * results["data_seconds_per_batch"]) + results["test_seconds"]
     assert epochs["MAXL, forward-mode"] == pytest.approx(expected)
     assert set(results["scaling"]) == {"batch size", "width", "auxiliary classes", "precision and layout"}
     assert set(results["scaling"]["precision and layout"]) >= {"fp32", "fp32, channels last", "bf16"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
+def test_the_memory_of_a_row_is_measured_in_a_process_of_its_own():
+    arguments = argparse.Namespace(width=0.25, batch_size=20, precision="fp32", channels_last=True, cuda_graphs=False)
+    bench = step_cost.Bench(CPU, arguments.width, arguments.batch_size)
+    (memory,) = step_cost.memory_of_rows(bench, arguments, ["Single step"]).values()
+    outputs = 20 * 4 * 32 * 32 * (2 * 16 + 2 * 32 / 4 + 3 * 64 / 16 + 3 * 128 / 64 + 3 * 128 / 256)  # of convolutions
+    assert outputs < memory < 20 * outputs
+
+
+def test_with_cuda_graphs_arithmetic_and_memory_are_those_of_the_step_as_it_is(monkeypatch):
+    """A replayed graph dispatches nothing; here it does nothing at all."""
+
+    class Graphs(step_cost.Acceleration):
+        def __init__(self, device, precision="fp32", channels_last=False, cuda_graphs=False):
+            super().__init__(device, precision, channels_last)
+            self.cuda_graphs = cuda_graphs
+
+        def capture(self, step):
+            return (lambda *arguments, **options: {}) if self.cuda_graphs else step
+
+    monkeypatch.setattr(step_cost, "Acceleration", Graphs)
+    monkeypatch.setattr(step_cost.subprocess, "check_output", in_this_process)
+    settings = {"width": 0.05, "batch_size": 4, "precision": "fp32", "channels_last": False, "cuda_graphs": True}
+    results = step_cost.step_costs(argparse.Namespace(repeats=1, **settings), CPU)
+    for row, forward_passes in (("Single step", 3), ("MAXL second pass, forward-mode", 11)):
+        cost = results["steps"][row]
+        assert forward_passes - 0.5 < cost["forward_passes"] < forward_passes and cost["times_single"] > 0
 
 
 @pytest.mark.parametrize(

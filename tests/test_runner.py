@@ -3,31 +3,35 @@
 import argparse
 import contextlib
 import csv
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, assert_same_run, curves, generate_once, run_script
+from conftest import REPOSITORY, TINY, assert_same_run, curves, forked, run_script, shortcuts
 
 import create_dataset
 from experiments import cifar100, figure3
 from experiments.runner import cluster, here
+from experiments.runner import process as runs_process
 from harness import exits, files
 
 
-def plan(root, pairs=tuple(cifar100.PAIRS), methods=tuple(cifar100.METHODS), seeds=(0, 1, 2), options=()):
+def plan(root, pairs=tuple(cifar100.PAIRS), methods=tuple(cifar100.FIVE), seeds=(0, 1, 2), options=()):
     return cifar100.plan(argparse.Namespace(out=Path(root), pairs=pairs, methods=methods, seeds=seeds), options)
 
 
 @pytest.fixture
-def generated_once(monkeypatch):
-    monkeypatch.setattr(create_dataset, "make_synthetic", generate_once)
+def spared():
+    with shortcuts():
+        yield
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -36,7 +40,7 @@ def generated_once(monkeypatch):
 def test_the_plan_is_81_runs():
     tasks = plan("runs/figure3")
     assert len(tasks) == len({task.folder for task in tasks}) == 81
-    count = {method: sum(task.method == method for task in tasks) for method in cifar100.METHODS}
+    count = {method: sum(task.method == method for task in tasks) for method in cifar100.FIVE}
     assert count == {"single": 9, "random": 18, "kmeans": 18, "human": 18, "maxl": 18}
     pairs = {task.name.split("-", 1)[1].rsplit("-seed", 1)[0] for task in tasks if task.method != "single"}
     assert pairs == {"3-10", "3-20", "3-100", "10-20", "10-100", "20-100"}
@@ -94,7 +98,7 @@ def test_the_runners_bad_input_is_one_sentence_and_starts_nothing(arguments, sai
     assert not Path("runs").exists()
 
 
-def test_a_folder_of_another_experiment_is_named_before_anything_starts(capsys, generated_once):
+def test_a_folder_of_another_experiment_is_named_before_anything_starts(capsys, spared):
     assert run_script("model_vgg_single", *TINY, "--primary-level", 0, "--out", "r/single-3-seed0") == 0
     capsys.readouterr()
     few = ["--pairs", "3-10", "--seeds", "0", "--out", "r", *TINY]
@@ -107,7 +111,7 @@ def test_a_folder_of_another_experiment_is_named_before_anything_starts(capsys, 
     assert lines[-1].startswith("1 done, 4 not begun; about ")
 
 
-def test_dry_run_shows_commands_and_an_estimate(capsys):
+def test_dry_run_shows_commands_and_an_estimate(capsys, spared):
     assert exits.run_main(figure3.experiment.main, ["--dry-run", *FEW]) == 0
     out = capsys.readouterr().out
     assert out.count("not begun") == 5 and "5 runs; about" in out
@@ -130,6 +134,58 @@ def runner(*arguments):
     )  # fmt: skip
 
 
+def forked_runner(*arguments):
+    """The same in a copy of this process."""
+
+    def start():
+        sys.argv = ["figure3", *map(str, arguments)]
+        return figure3.experiment()
+
+    return forked(start)
+
+
+class ForkedRun:
+    """The Popen of a run's command, in a copy of this process."""
+
+    def __init__(self, command, stdout, **options):
+        module, *arguments = command[2:] if command[1] == "-m" else (Path(command[1]).stem, *command[2:])
+        log = open(os.dup(stdout.fileno()), "a", buffering=1)
+        self.process = forked(exits.run_main, importlib.import_module(module).main, arguments, log=log)
+        log.close()
+
+    @property
+    def returncode(self):
+        return self.process.exitcode
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self, timeout=None):
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("run", timeout)
+
+    def terminate(self):
+        self.process.terminate()
+
+    def kill(self):
+        self.process.kill()
+
+
+@pytest.fixture
+def forked_runs(spared, monkeypatch):
+    """The runner's runs are copies of this process, but for those of the methods in the list that this is."""
+    as_ever = []
+
+    def start(command, **options):
+        as_it_is = any(method in argument for argument in command[:3] for method in as_ever)
+        return (subprocess.Popen if as_it_is else ForkedRun)(command, **options)
+
+    names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
+    monkeypatch.setattr(runs_process, "subprocess", types.SimpleNamespace(Popen=start, **names))
+    return as_ever
+
+
 def wait_for(condition, seconds=90):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -148,30 +204,36 @@ def children(process):
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 
-def test_the_runner_runs_all_methods_skips_what_is_done_and_draws():
-    process = runner(*FEW, "--jobs", 2)
-    out, error = process.communicate(timeout=300)
-    assert process.returncode == 0, error
+def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, capsys):
+    """A script and a module of experiments/ are started as ever, in a Python of their own."""
+    forked_runs += ["model_vgg_maxl", "model_vgg_kmeans"]
+    few = [*TINY, "--epochs", "2"]
+    command = [*FEW, *few, "--jobs", "2"]
+    assert exits.run_main(figure3.experiment.main, command) == 0
+    out, error = capsys.readouterr()
     assert error == "" and out.count(": done") == 5
-    for task in plan("r", ["3-10"], seeds=[0], options=TINY):
-        assert task.state() == "done" and len(curves(task.folder)) == 3
+    for task in plan("r", ["3-10"], seeds=[0], options=few):
+        assert task.state() == "done" and len(curves(task.folder)) == 2
     rows = list(csv.DictReader(open("r/figure3.csv", newline="")))
     assert [row["method"] for row in rows] == ["Single", "Random", "K-Means", "Human", "MAXL"]
     final = 100 * float(curves("r/maxl-3-10-seed0")[-1]["test_primary_accuracy"])
     assert float(rows[-1]["final_mean"]) == pytest.approx(final)
     logs = {path: path.read_text() for path in Path("r/logs").iterdir()}
-    (task,) = plan("by-hand", ["3-10"], ["maxl"], [0], TINY)
-    assert run_script("model_vgg_maxl", *task.arguments) == 0  # what a person would type
+    (task,) = plan("by-hand", ["3-10"], ["maxl"], [0], few)
+    assert run_script("model_vgg_maxl", *task.arguments, test_images=2000) == 0  # what a person would type
     assert_same_run("r/maxl-3-10-seed0", "by-hand/maxl-3-10-seed0")
 
     Path("r/maxl-3-10-seed0/curves.csv").unlink()  # as a kill between checkpoint and curves leaves it
-    out, error = runner(*FEW, "--jobs", 2).communicate(timeout=300)
+    capsys.readouterr()
+    forked_runs.clear()
+    assert exits.run_main(figure3.experiment.main, command) == 0
+    out = capsys.readouterr().out
     assert "4 of 5 runs are done already" in out and out.count("started") == 1
     changed = {path.name for path in logs if path.read_text() != logs[path]}
-    assert changed == {"maxl-3-10-seed0.log"} and len(curves("r/maxl-3-10-seed0")) == 3
+    assert changed == {"maxl-3-10-seed0.log"} and len(curves("r/maxl-3-10-seed0")) == 2
 
 
-def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others():
+def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others(capsys):
     Path("r").mkdir()
     Path("r/random-3-10-seed0").write_text("a file where a folder should be")
     process = runner(*FEW, "--methods", "random", "single", "--epochs", 1)
@@ -180,59 +242,62 @@ def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others():
     assert "1 of 2 runs did not end well: random-3-10-seed0 (error: --out r/random-3-10-seed0 is a file" in error
     assert error.count("\n") == 1 and "single-3-seed0: done" in out
     assert Path("r/figure3.md").exists()
-    out, _ = runner(*FEW, "--methods", "random", "single", "--epochs", 1, "--status").communicate(timeout=60)
+    few = [*FEW, "--methods", "random", "single", "--epochs", "1"]
+    assert exits.run_main(figure3.experiment.main, [*few, "--status"]) == 0
+    out = capsys.readouterr().out
     assert (
         "failed     epoch 0 of 1 error: --out r/random-3-10-seed0 is a file" in out and "1 done, 1 failed; about" in out
     )
 
 
 @needs_proc
-def test_killed_runs_and_a_killed_runner_are_continued_by_the_same_command():
-    few = [*FEW, "--methods", "single", "--epochs", "30"]
-    assert run_script("model_vgg_single", *TINY, "--primary-level", 0, "--epochs", 30, "--out", "whole") == 0
+def test_killed_runs_and_a_killed_runner_are_continued_by_the_same_command(forked_runs):
+    epochs = ["--train-images", "100", "--batch-size", "50", "--epochs", "30"]
+    few = [*FEW, "--methods", "single", *epochs]
+    assert run_script("model_vgg_single", *TINY, "--primary-level", 0, *epochs, "--out", "whole") == 0
     folder = Path("r/single-3-seed0")
 
-    process = runner(*few)  # kill -9 of a run
+    process = forked_runner(*few)  # kill -9 of a run
     wait_for(lambda: (folder / "curves.csv").exists())
     os.kill(wait_for(lambda: children(process))[0], signal.SIGKILL)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 2 and "single-3-seed0 (killed by signal 9)" in error
+    process.join(60)
+    assert process.exitcode == 2 and "single-3-seed0 (killed by signal 9)" in Path("errors").read_text()
     assert 0 < len(curves(folder)) < 30
 
-    process = runner(*few)  # kill -9 of the runner; its run goes on
+    process = forked_runner(*few)  # kill -9 of the runner; its run goes on
     pid = wait_for(lambda: children(process))[0]
     done = len(curves(folder))
     wait_for(lambda: len(curves(folder)) > done)
     process.kill()
-    process.communicate()
+    process.join()
     assert files.at_work(folder)
-    process = runner(*few)  # waits for that run
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    process = forked_runner(*few)  # waits for that run
+    process.join(120)
+    assert process.exitcode == 0, Path("errors").read_text()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
     assert len(curves(folder)) == 30
     assert_same_run(folder, "whole")
 
 
 @needs_proc
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_runner_stops_its_runs_first(signum, code):
-    few = [*FEW, "--methods", "single", "--epochs", "1000"]
-    process = runner(*few)
+def test_a_stopped_runner_stops_its_runs_first(signum, code, forked_runs):
+    process = forked_runner(*FEW, "--methods", "single", "--epochs", "1000")
     wait_for(lambda: Path("r/single-3-seed0/curves.csv").exists())
     (pid,) = children(process)
-    process.send_signal(signum)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code and "the same command goes on" in error and error.count("\n") <= 2
+    os.kill(process.pid, signum)
+    process.join(60)
+    error = Path("errors").read_text()
+    assert process.exitcode == code and "the same command goes on" in error and error.count("\n") <= 2
     assert not Path(f"/proc/{pid}").exists()
     assert plan("r", ["3-10"], ["single"], [0], [*TINY, "--epochs", "1000"])[0].state() == "unfinished"
 
 
-def test_max_minutes_leaves_runs_unfinished_with_exit_code_3():
-    process = runner(*FEW, "--methods", "single", "--epochs", 10_000, "--max-minutes", 0.1)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 3 and error == ""
-    assert "1 of 1 runs are unfinished, the same command goes on: single-3-seed0" in out
+def test_max_minutes_leaves_runs_unfinished_with_exit_code_3(forked_runs):
+    process = forked_runner(*FEW, "--methods", "single", "--epochs", 10_000, "--max-minutes", 0.03)
+    process.join(60)
+    assert process.exitcode == 3 and Path("errors").read_text() == ""
+    assert "1 of 1 runs are unfinished, the same command goes on: single-3-seed0" in Path("said").read_text()
 
 
 def test_gpus_and_cores_are_shared_among_the_jobs(monkeypatch):
@@ -282,7 +347,8 @@ def test_a_job_out_of_max_minutes_is_submitted_again_until_its_run_is_done():
 def test_a_preempted_job_stops_its_run_and_is_queued_again(monkeypatch):
     submitit = pytest.importorskip("submitit", reason="needs submitit")
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    assert run_script("model_vgg_single", *TINY, "--primary-level", 0, "--epochs", 30, "--out", "whole") == 0
+    whole = [*TINY, "--primary-level", 0, "--epochs", 30, "--out", "whole"]
+    assert run_script("model_vgg_single", *whole, test_images=2000) == 0
     (task,) = plan(Path("r").absolute(), ["3-10"], ["single"], [0], [*TINY, "--epochs", "30"])
     executor = submitit.LocalExecutor(folder="jobs")
     executor.update_parameters(timeout_min=5, signal_delay_s=3)

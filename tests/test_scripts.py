@@ -11,16 +11,35 @@ from conftest import SCRIPTS, TINY, curves, run_script, script_process
 import create_dataset
 
 
+@pytest.fixture(scope="module")
+def quick_runs(tmp_path_factory):
+    """A process for each script, all started at once in an empty folder: --quick, but with few images and epochs."""
+    folder, processes = tmp_path_factory.mktemp("quick"), {}
+    for name in reversed(SCRIPTS):  # MAXL takes longest
+        images = 1000 if name == "model_vgg_maxl" else 1500  # in small batches, which make more of them
+        few = "--quick", "--epochs", 2, "--train-images", images, "--batch-size", 10
+        processes[name] = script_process(name, *few, cwd=folder)
+    yield folder, processes
+    for process in processes.values():
+        process.kill()
+        process.communicate()
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_quick_run_end_to_end_in_a_process_of_its_own(name):
-    """--quick with fewer epochs: learns well above the 5 % of chance; piped output is plain lines."""
-    process = script_process(name, "--quick", "--epochs", 4 if name != "model_vgg_maxl" else 3)
+def test_quick_run_end_to_end_in_a_process_of_its_own(name, quick_runs, monkeypatch):
+    """Learns well above the 5 % of chance; piped output is plain lines."""
+    start, processes = quick_runs
+    monkeypatch.chdir(start)
+    process = processes[name]
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and errors == ""
     what = {"model_vgg_single": "20", "model_vgg_human": "20-100", "model_vgg_maxl": "20-100"}[name]
     folder = Path(f"runs/{name}-synthetic-{what}-seed0")
     rows = curves(folder)
-    lines = output.splitlines()
+    settings = json.loads((folder / "settings.json").read_text())
+    assert (settings["dataset"], settings["width"]) == ("synthetic", 0.125)
+    first, *lines = output.splitlines()
+    assert first.startswith(f"{name}: {what} classes of synthetic, seed 0; on ") and str(folder) in first
     assert len(lines) == len(rows) + 1 and "\r" not in output
     for line, row in zip(lines, rows):
         assert re.match(rf"epoch +{row['epoch']}/{len(rows)} \| train primary loss", line)
@@ -29,6 +48,15 @@ def test_quick_run_end_to_end_in_a_process_of_its_own(name):
     assert f"best {100 * best:.2f} %" in lines[-1] and str(folder) in lines[-1]
     assert final > 0.15 and final > float(rows[0]["test_primary_accuracy"])
     assert float(rows[-1]["train_primary_loss"]) < float(rows[0]["train_primary_loss"])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_quick_is_small_but_for_what_is_set_beside_it(name):
+    settings = SCRIPTS[name].parse(["--quick"])
+    assert (settings.dataset, settings.width, settings.epochs) == ("synthetic", 0.125, 10)
+    assert (settings.train_images, settings.batch_size) == (4000, 100)
+    settings = SCRIPTS[name].parse(["--quick", "--width", "0.5", "--dataset", "cifar100"])
+    assert (settings.dataset, settings.width, settings.epochs) == ("cifar100", 0.5, 10)
 
 
 @pytest.mark.parametrize("primary, auxiliary", [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])
@@ -87,7 +115,7 @@ def test_help_explains_every_option_with_its_default(name, capsys):
                "quick"]  # fmt: skip
     options += [] if name == "model_vgg_single" else ["cosine-every"]
     options += {"model_vgg_human": ["auxiliary-level"]}.get(name, [])
-    options += {"model_vgg_maxl": ["psi", "entropy-weight", "meta-gradient", "difference-step"]}.get(name, [])
+    options += {"model_vgg_maxl": ["psi", "entropy-weight", "meta-gradient"]}.get(name, [])
     body = text.split("options:", 1)[1]
     for option in options:
         assert f"--{option}" in body
@@ -127,7 +155,7 @@ BAD_INPUT = [
     ("model_vgg_single", ["--epochs", 0], "--epochs 0 is out of range"),
     ("model_vgg_single", ["--batch-size", 0], "--batch-size 0 is out of range"),
     ("model_vgg_single", ["--batch-size", 1], "BatchNorm"),
-    ("model_vgg_single", ["--batch-size", 301], "--batch-size 301 is larger than the 300 training images"),
+    ("model_vgg_single", ["--batch-size", 121], "--batch-size 121 is larger than the 120 training images"),
     ("model_vgg_single", ["--width", 0], "--width 0.0 is out of range"),
     ("model_vgg_single", ["--width", "nan"], "--width nan is out of range"),
     ("model_vgg_single", ["--width", 1000], "--width 1000.0 is out of range"),
