@@ -86,7 +86,7 @@ def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test
     iterations = train.iterations(settings.batch_size)
 
     torch.manual_seed(settings.seed)
-    network = utils.Network(utils.VGG16(settings.width), *classes)
+    network = utils.Network(utils.Backbone(settings.width), *classes)
     fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)

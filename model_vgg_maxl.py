@@ -347,9 +347,9 @@ def main(argv=None):
     iterations = 2 * train.iterations(settings.batch_size)
 
     torch.manual_seed(settings.seed)
-    network = utils.Network(utils.VGG16(settings.width), len(psi), sum(psi))
+    network = utils.Network(utils.Backbone(settings.width), len(psi), sum(psi))
     fast.place(utils.initialise(network, nn.init.xavier_uniform_))
-    label_generator = LabelGenerator(utils.VGG16(settings.width), psi)
+    label_generator = LabelGenerator(utils.Backbone(settings.width), psi)
     fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     label_optimizer = torch.optim.SGD(

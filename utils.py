@@ -44,6 +44,9 @@ class VGG16(nn.Module):
         return self.layers(images).flatten(1)
 
 
+Backbone = VGG16  # of every network that the scripts train; another class that takes a `width` can stand here
+
+
 def make_head(feature_size, classes):
     """A task's own layers: features (B, feature_size) -> logits (B, classes). The loss holds the SoftMax."""
     return nn.Sequential(nn.Linear(feature_size, feature_size), nn.ReLU(inplace=True), nn.Linear(feature_size, classes))

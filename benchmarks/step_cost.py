@@ -48,10 +48,10 @@ class Bench:
         self.warm_up = CapturedStep.WARM_UP + 1 if fast.cuda_graphs else 1  # rounds
 
         def network(*classes):
-            return fast.place(utils.initialise(utils.Network(utils.VGG16(width), *classes), nn.init.xavier_uniform_))
+            return fast.place(utils.initialise(utils.Network(utils.Backbone(width), *classes), nn.init.xavier_uniform_))
 
         self.single, self.network = network(len(psi)), network(len(psi), sum(psi))
-        self.generator = model_vgg_maxl.LabelGenerator(utils.VGG16(width), psi)
+        self.generator = model_vgg_maxl.LabelGenerator(utils.Backbone(width), psi)
         fast.place(utils.initialise(self.generator, nn.init.xavier_normal_))
         self.low_single, self.low_network = fast.lower(self.single), fast.lower(self.network)
         self.low_generator = fast.lower(self.generator)

@@ -40,5 +40,5 @@ def room_needed(tasks, jobs):
 def checkpoint_bytes(task):
     """Roughly: the weights of its networks, with a trunk as wide as its settings say."""
     with torch.device("meta"):
-        network = utils.Network(utils.VGG16(task.settings.width), 20, 100)
+        network = utils.Network(utils.Backbone(task.settings.width), 20, 100)
     return 4 * task.networks * sum(weight.numel() for weight in network.parameters())
