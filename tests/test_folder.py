@@ -1,17 +1,18 @@
 """A run's folder on a user's machine: two processes at once, what is said at the start, no memory left, the disk."""
 
 import json
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, curves, run_script, script_process
+from conftest import SCRIPTS, TINY, curves, forked, run_script
 
 import create_dataset
 import model_vgg_single
 from experiments.runner import ready, task
-from harness import acceleration, exits
+from harness import acceleration, exits, run
 
 START = "model_vgg_single: 20 classes of synthetic, seed 0; on "
 
@@ -19,14 +20,26 @@ START = "model_vgg_single: 20 classes of synthetic, seed 0; on "
 # --- two processes in one new folder ------------------------------------------------------------------
 
 
-def test_of_two_runs_started_together_in_a_new_folder_one_is_refused():
-    """Both load the data at the same time, before either has made the folder."""
+def test_of_two_runs_started_together_in_a_new_folder_one_is_refused(monkeypatch):
+    """Both have found no folder and loaded the data before either makes the folder."""
+    original, both = create_dataset.load, multiprocessing.get_context("fork").Barrier(2)
+
+    def together(*arguments):
+        data = original(*arguments)
+        both.wait(60)
+        return data
+
+    monkeypatch.setattr(create_dataset, "load", together)
     few = [*TINY, "--epochs", 12, "--out", "new/r"]
-    processes = [script_process("model_vgg_single", *few) for _ in range(2)]
-    said = [process.communicate(timeout=120) for process in processes]
-    assert sorted(process.returncode for process in processes) == [0, 2], said
-    ((out, error),) = [texts for texts, process in zip(said, processes) if process.returncode == 2]
-    assert "epoch" not in out and error.startswith("error: ") and error.count("\n") == 1
+    logs = [open(f"log{i}", "w", buffering=1) for i in range(2)]
+    processes = [forked(run_script, "model_vgg_single", *few, log=log) for log in logs]
+    for process, log in zip(processes, logs):
+        process.join(120)
+        log.close()
+    codes = [process.exitcode for process in processes]
+    assert sorted(codes) == [0, 2]
+    error = Path(f"log{codes.index(2)}").read_text()
+    assert error.startswith("error: ") and error.count("\n") == 1
     assert "another run is at work in new/r" in error or "new/r is there already and is not overwritten" in error
     assert len(curves("new/r")) == 12
 
@@ -118,12 +131,13 @@ def test_another_runtime_error_keeps_its_traceback():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_finished_run_keeps_one_checkpoint_of_the_size_that_the_runner_counts_with(name):
-    few = ("--dataset", "synthetic", "--width", "0.25", "--train-images", "100", "--batch-size", "50", "--epochs", "1")
+def test_a_finished_run_keeps_one_checkpoint_of_the_size_that_the_runner_counts_with(name, monkeypatch):
+    monkeypatch.setattr(run, "_seldom", lambda start: 0.0)  # so that there is one before the last
+    few = ("--dataset", "synthetic", "--width", "0.25", "--train-images", "100", "--batch-size", "50", "--epochs", "2")
     assert run_script(name, *few, "--out", "r/run") == 0
     assert sorted(os.listdir("r/run")) == ["checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
     networks = 2 if name == "model_vgg_maxl" else 1
-    run = task.Task("run", name, name, few, Path("r"), networks=networks)
+    one = task.Task("run", name, name, few, Path("r"), networks=networks)
     size = Path("r/run/checkpoint.pt").stat().st_size
-    assert size == pytest.approx(ready.checkpoint_bytes(run), rel=0.1)
-    assert ready.room_needed([run, run], jobs=1) == pytest.approx(4 * size, rel=0.1)
+    assert size == pytest.approx(ready.checkpoint_bytes(one), rel=0.1)
+    assert ready.room_needed([one, one], jobs=1) == pytest.approx(4 * size, rel=0.1)

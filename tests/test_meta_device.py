@@ -105,7 +105,7 @@ def parts():
     return *modules, *optimizers(*modules)
 
 
-def make_split(device, count=200):
+def make_split(device, count=150):
     pixels = torch.randint(256, (count, 32, 32, 3), dtype=torch.uint8)
     labels = create_dataset.LABELS_OF_FINE_CLASS[torch.arange(count) % 100]
     return create_dataset.Split(pixels, labels, device)
@@ -120,7 +120,7 @@ def train_batches(split):
         return [first, *batches]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def batches():
     return train_batches(make_split(META))
 
@@ -185,9 +185,9 @@ def test_batches_are_made_on_the_device_and_only_a_pass_as_a_whole_is_drawn_on_t
     split = make_split(META)
     assert split.padded.device == split.labels.device == META
     batches = train_batches(split)
-    assert len(batches) == 4
+    assert len(batches) == 3
     with OnDevice():
-        tests = list(split.test_batches(100))
+        tests = list(split.test_batches(40))
     for images, labels in batches + tests:
         assert on_device(images, labels) and images.shape[1:] == (3, 32, 32) and labels.shape[1:] == (4,)
 
@@ -278,7 +278,11 @@ def test_a_pass_of_single_is_read_once(batches):
     assert device.reads == 0 and {type(value) for value in row.values()} == {float}
 
 
-@pytest.mark.parametrize("make", [random_labels, cluster_labels, lambda split: model_vgg_human.TrueLabels(1)])
+def true_labels(split):
+    return model_vgg_human.TrueLabels(1)
+
+
+@pytest.mark.parametrize("make", [random_labels, cluster_labels, true_labels])
 def test_a_pass_with_given_auxiliary_labels_is_read_once(make, parts):
     network, _, optimizer, _ = parts
     split = make_split(META)

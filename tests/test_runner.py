@@ -233,18 +233,20 @@ def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, c
     assert changed == {"maxl-3-10-seed0.log"} and len(curves("r/maxl-3-10-seed0")) == 2
 
 
-def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others(capsys):
+def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others(forked_runs):
     Path("r").mkdir()
     Path("r/random-3-10-seed0").write_text("a file where a folder should be")
-    process = runner(*FEW, "--methods", "random", "single", "--epochs", 1)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 2
+    few = [*FEW, "--methods", "random", "single", "--epochs", "1"]
+    process = forked_runner(*few)
+    process.join(120)
+    assert process.exitcode == 2
+    out, error = Path("said").read_text(), Path("errors").read_text()
     assert "1 of 2 runs did not end well: random-3-10-seed0 (error: --out r/random-3-10-seed0 is a file" in error
     assert error.count("\n") == 1 and "single-3-seed0: done" in out
     assert Path("r/figure3.md").exists()
-    few = [*FEW, "--methods", "random", "single", "--epochs", "1"]
-    assert exits.run_main(figure3.experiment.main, [*few, "--status"]) == 0
-    out = capsys.readouterr().out
+    process = runner(*few, "--status")
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 0 and error == ""
     assert (
         "failed     epoch 0 of 1 error: --out r/random-3-10-seed0 is a file" in out and "1 done, 1 failed; about" in out
     )

@@ -16,7 +16,7 @@ def quick_runs(tmp_path_factory):
     """A process for each script, all started at once in an empty folder: --quick, but with few images and epochs."""
     folder, processes = tmp_path_factory.mktemp("quick"), {}
     for name in reversed(SCRIPTS):  # MAXL takes longest
-        images = 1000 if name == "model_vgg_maxl" else 1500  # in small batches, which make more of them
+        images = 1200 if name == "model_vgg_maxl" else 1500  # in small batches, which make more of them
         few = "--quick", "--epochs", 2, "--train-images", images, "--batch-size", 10
         processes[name] = script_process(name, *few, cwd=folder)
     yield folder, processes
