@@ -1,0 +1,210 @@
+"""Figure 5, and what it shares with Figure 6: features from checkpoints, and numbers on features that are known."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from conftest import TINY, run_script, shortcuts
+
+import create_dataset
+import utils
+from experiments import checkpoints, figure5
+from harness import exits
+
+needs_scikit_learn = pytest.mark.skipif(
+    not checkpoints.importlib.util.find_spec("sklearn"), reason="scikit-learn is not installed"
+)
+OF_3_10 = {
+    "single": ("single-3-seed0", "model_vgg_single", []),
+    "human": ("human-3-10-seed0", "model_vgg_human", ["--auxiliary-level", "1"]),
+    "maxl": ("maxl-3-10-seed0", "model_vgg_maxl", ["--psi", ",".join(map(str, create_dataset.balanced_psi(3, 10)))]),
+}
+
+
+@pytest.fixture(autouse=True)
+def few_test_images():
+    with shortcuts(test_images=200):
+        yield
+
+
+def tiny_run(method, *options):
+    name, script, own = OF_3_10[method]
+    few = [*TINY, "--train-images", "100", "--epochs", "1"]
+    assert run_script(script, "--primary-level", "0", *own, *few, "--out", f"r/{name}", *options) == 0
+
+
+def plot(*options):
+    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", "--test-images", "150", *options]
+    return exits.run_main(figure5.experiment.main, arguments)
+
+
+def split_of(count):
+    images, labels = create_dataset.make_synthetic(train=False)
+    return create_dataset.Split(images[:count], labels[:count])
+
+
+# --- the numbers ----------------------------------------------------------------------------------------
+
+
+@needs_scikit_learn
+def test_far_clusters_have_neighbours_of_their_own_and_a_silhouette_near_one():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(4), 50))
+    features = 100 * np.eye(4)[labels] + rng.standard_normal((200, 4))
+    numbers = figure5.measure(features, labels)
+    assert numbers["knn_accuracy"] == 100 and numbers["silhouette"] > 0.95
+    shuffled = figure5.measure(features, rng.permutation(labels))
+    assert shuffled["knn_accuracy"] == pytest.approx(25, abs=10) and abs(shuffled["silhouette"]) < 0.15
+
+
+@needs_scikit_learn
+def test_the_numbers_are_those_of_loops_over_all_pairs():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(3, size=90)
+    features = np.eye(3)[labels] + rng.standard_normal((90, 3))
+    right, silhouettes = [], []
+    for i in range(90):
+        distance = np.sqrt(((features - features[i]) ** 2).sum(axis=1))
+        distance[i] = np.inf  # left out
+        near = labels[np.argsort(distance)[:20]]
+        most = max(np.bincount(near))
+        right.append(next(c for c in near if (near == c).sum() == most) == labels[i])  # a tie: the nearer
+        to_class = [distance[(labels == c) & (np.arange(90) != i)].mean() for c in range(3)]
+        own, other = to_class[labels[i]], min(d for c, d in enumerate(to_class) if c != labels[i])
+        silhouettes.append((other - own) / max(own, other))
+    numbers = figure5.measure(features, labels)
+    assert numbers["knn_accuracy"] == pytest.approx(100 * np.mean(right))
+    assert numbers["silhouette"] == pytest.approx(np.mean(silhouettes))
+
+
+@needs_scikit_learn
+def test_the_embedding_keeps_far_clusters_apart_and_is_the_seeds():
+    labels = np.repeat(np.arange(3), 40)
+    features = (20 * np.eye(3)[labels] + np.random.default_rng(0).standard_normal((120, 3))).astype(np.float32)
+    points = figure5.embed(features, seed=0)
+    assert points.shape == (120, 2) and np.array_equal(points, figure5.embed(features, seed=0))
+    centres = np.stack([points[labels == c].mean(axis=0) for c in range(3)])
+    assert (np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1) == labels).all()
+
+
+@needs_scikit_learn
+def test_features_that_are_all_the_same_do_no_harm():
+    assert not figure5.embed(np.ones((100, 5), dtype=np.float32), seed=0).any()
+    assert np.isfinite(figure5.apart(np.zeros((20, 2)), 0.0)).all()
+    parted = figure5.apart(np.zeros((3, 2)), 1.0)
+    distances = np.linalg.norm(parted[:, None] - parted, axis=2)
+    assert distances[~np.eye(3, dtype=bool)].min() > 0.9
+
+
+def test_features_are_the_trunks_output_with_running_statistics():
+    torch.manual_seed(0)
+    network, split = utils.Network(utils.VGG16(0.05), 3, 10), split_of(130)
+    network(next(split.test_batches())[0])  # moves the running statistics
+    found = checkpoints.trunk_features(network.train(), split)
+    x = (split.padded[:, 4:-4, 4:-4].permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
+    for layer in network.trunk.layers:
+        if isinstance(layer, nn.Conv2d):
+            x = F.conv2d(x, layer.weight, layer.bias, padding=1)
+        elif isinstance(layer, nn.BatchNorm2d):
+            shape = (1, -1, 1, 1)
+            x = (x - layer.running_mean.view(shape)) / (layer.running_var.view(shape) + 1e-5).sqrt()
+            x = x * layer.weight.view(shape) + layer.bias.view(shape)
+        else:
+            x = F.relu(x) if isinstance(layer, nn.ReLU) else F.max_pool2d(x, 2)
+    torch.testing.assert_close(found, x.flatten(1).detach(), rtol=1e-4, atol=1e-5)
+
+
+# --- from runs ------------------------------------------------------------------------------------------
+
+
+@needs_scikit_learn
+def test_figure_and_table_of_tiny_runs():
+    for method in OF_3_10:
+        tiny_run(method)
+    tiny_run("maxl", "--epochs", "2", "--resume")
+    assert plot("--seeds", "0", "1") == 2  # of other epochs
+    for method in ("single", "human"):
+        tiny_run(method, "--epochs", "2", "--max-minutes", "1000", "--resume")
+    assert plot("--seeds", "0", "1") == 0
+    assert Path("r/figure5.png").read_bytes().startswith(b"\x89PNG") and Path("r/figure5.pdf").exists()
+    with open("r/figure5.csv", newline="") as file:
+        rows = {(row["method"], row["seed"]): row for row in csv.DictReader(file)}
+    assert len(rows) == 6 and rows["MAXL", "mean"]["missing"] == "seed 1 not run"
+    # the numbers are those of the network in the checkpoint
+    saved = torch.load("r/human-3-10-seed0/checkpoint.pt", weights_only=True)
+    network, split = utils.Network(utils.VGG16(0.02), 3, 10), split_of(200)
+    network.load_state_dict(saved["parts"]["network"])
+    features = checkpoints.trunk_features(network, split).numpy()
+    for name, value in figure5.measure(features, split.labels[:, 0].numpy()).items():
+        assert float(rows["Human", "0"][name]) == pytest.approx(value)
+        assert float(rows["Human", "mean"][name]) == pytest.approx(value)
+    assert float(rows["Human", "0"]["test_accuracy"]) == 100 * saved["rows"][-1]["test_primary_accuracy"]
+    text = Path("r/figure5.md").read_text()
+    assert "leave-one-out" in text and "class-balanced subset of 150 test images" in text
+
+
+@needs_scikit_learn
+def test_a_class_has_one_colour_in_all_panels_and_unfinished_runs_are_drawn_and_named():
+    for method in ("single", "maxl"):
+        tiny_run(method)
+        path = Path("r", OF_3_10[method][0], "settings.json")
+        path.write_text(path.read_text().replace('"epochs": 1', '"epochs": 7'))
+    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", "--test-images", "100"]
+    settings, _ = figure5.experiment.parse(arguments)
+    figure, _, text = figure5.make_report(settings)
+    panels = {axes.get_title(): axes for axes in figure.subfigs[0].axes}
+    assert set(panels) == {"Single, epoch 1 of 7", "Human", "MAXL, epoch 1 of 7"}
+    assert [t.get_text() for t in panels["Human"].texts] == ["not run"] and "seed 0 at epoch 1 of 7" in text
+    drawn = [axes.collections[0] for axes in panels.values() if axes.collections]
+    assert len(drawn) == 2 and np.array_equal(drawn[0].get_facecolors(), drawn[1].get_facecolors())
+    assert all(len(points.get_offsets()) == 100 for points in drawn)
+    (legend,) = figure.subfigs[0].legends
+    assert [t.get_text() for t in legend.get_texts()] == ["1 animals", "2 vegetations", "3 objects and scenes"]
+
+
+@needs_scikit_learn
+def test_what_cannot_be_drawn_is_one_sentence(capsys):
+    def said(*options):
+        capsys.readouterr()
+        assert plot(*options) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and capsys.readouterr().err == ""
+        return error
+
+    assert "there are no runs" in said()
+    tiny_run("maxl")
+    assert "--test-images 99 is out of range" in said("--test-images", "99")
+    path = Path("r/maxl-3-10-seed0/checkpoint.pt")
+    whole = torch.load(path, weights_only=True)
+    torch.save(whole | {"parts": {**whole["parts"], "network": {}}}, path)
+    assert "does not fit this code" in said()
+    torch.save(whole | {"settings": {**whole["settings"], "psi": [8, 1, 1]}}, path)
+    assert "is not the run that maxl-3-10-seed0 names (psi was [8, 1, 1], now" in said()
+    torch.save(whole | {"settings": {**whole["settings"], "script": "model_vgg_human"}}, path)
+    assert "is not the run that maxl-3-10-seed0 names (script was model_vgg_human" in said()
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "checkpoint.pt is damaged" in said()
+    path.unlink()
+    assert "checkpoint.pt is not there" in said()
+    torch.save(whole, path.with_name("checkpoint.previous.pt"))  # as while a run at work saves
+    assert plot() == 0
+
+
+def test_without_scikit_learn_one_sentence_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda name: None)
+    for arguments in (["--dry-run"], ["--plot"]):
+        assert exits.run_main(figure5.experiment.main, [*arguments, "--out", "r"]) == 2
+        assert capsys.readouterr().err == "error: figure5 needs the package scikit-learn: pip install scikit-learn\n"
+
+
+@needs_scikit_learn
+def test_the_plan_is_figure_3s_runs_and_the_data_root_is_theirs_too():
+    settings, options = figure5.experiment.parse(["--data-root", "d", "--width", "0.5"])
+    tasks = figure5.experiment.tasks(settings, options)
+    assert len(tasks) == 18 and settings.out == Path("runs/figure3")
+    assert all((task.settings.data_root, task.settings.width) == ("d", 0.5) for task in tasks)
+    assert {task.method for task in tasks} == {"single", "human", "maxl"}
