@@ -14,7 +14,7 @@ import create_dataset
 from experiments.runner.task import Task
 from harness.acceleration import select_device
 from harness.curves import read_curves, row_seconds
-from harness.exits import run_main
+from harness.exits import InputError, run_main
 
 ITERATIONS = 2  # of each pass, for an estimate
 
@@ -84,7 +84,7 @@ def estimate(tasks):
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
                 code = run_main(task.script_module.main, arguments)
             if code:
-                raise RuntimeError(f"{task.method} could not be measured: {said.getvalue()}")
+                raise InputError(f"{task.method} could not be measured: {said.getvalue().splitlines()[-1]}")
             row = read_curves(Path(folder) / "run")[-1]
         train_images, test_images = create_dataset.SIZES[settings.dataset]
         iterations = (settings.train_images or train_images) // settings.batch_size
