@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,17 @@ def test_the_status_says_why_a_run_failed(printed, code, state, why, capsys):
     line = capsys.readouterr().out.splitlines()[0]
     assert line.startswith(f"single-3-seed0           {state}") and why in line
     assert "earlier start" not in line
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_a_run_is_started_is_heeded_once_the_run_is_known_of(number, code):
+    known, before = [], signal.getsignal(number)
+
+    def start(argv):
+        with process.signals_held():
+            signal.raise_signal(number)
+            known.append("a run")
+        known.append("too late")
+
+    assert exits.run_main(start) == code
+    assert known == ["a run"] and signal.getsignal(number) == before

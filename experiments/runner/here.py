@@ -29,7 +29,8 @@ def run_here(tasks, jobs):
                 waiting.remove(task)
                 if state != "done":  # by another process, meanwhile
                     progress.say(f"started {task.name}")
-                    running[slot] = task, process.start(task.command, task.log, **share_of_machine(slot, jobs))
+                    with process.signals_held():
+                        running[slot] = task, process.start(task.command, task.log, **share_of_machine(slot, jobs))
             time.sleep(0.5)
             for slot, (task, run) in list(running.items()):
                 code = run.poll()

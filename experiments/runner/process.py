@@ -1,11 +1,14 @@
 """A run as a process of its own."""
 
+import contextlib
 import datetime
 import os
 import shlex
+import signal
 import subprocess
 import time
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 START = "\n--- "  # before the line that names a process in its log
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -28,6 +31,20 @@ def start(command, log, **changed):
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**changed),
             start_new_session=True,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def signals_held():
+    """Ctrl-C and SIGTERM wait for the end of this block, so that no process is started and then not known of."""
+    caught = []
+    handlers = {each: signal.signal(each, lambda number, _: caught.append(number)) for each in (SIGINT, SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler or signal.SIG_DFL)
+        for number in caught:
+            signal.raise_signal(number)
 
 
 def stop(processes, patience=60):
