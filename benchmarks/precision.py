@@ -1,6 +1,6 @@
 """How far gradients in fp32, TF32 and bf16, and a finite difference, are from float64; on a CPU, TF32 is emulated.
 
-    python -m benchmarks.precision --width 0.25 --train-steps 400 --out results/benchmarks/precision
+    python -m benchmarks.precision --width 0.25 --train-steps 150 --out results/benchmarks/precision
 
 On one batch of CIFAR-100's images where --data-root has them, else of generated images; at initial weights and after
 training. Prints a Markdown table; with --out also writes precision.json and precision.md.
