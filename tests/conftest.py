@@ -37,6 +37,18 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def no_process_stays():
+    """Ends what a test that failed left running: its forked processes, and those that these forked."""
+    yield
+    while FORKED:
+        process = FORKED.pop()
+        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
+
+
 generate = create_dataset.make_synthetic
 
 
@@ -75,6 +87,9 @@ def run_script(name, *arguments, **changed):
         return exits.run_main(SCRIPTS[name].main, [str(a) for a in arguments])
 
 
+FORKED = []  # processes of the test that is running
+
+
 def forked(function, *arguments, log=None, **options):
     """The function in a copy of this process, started; what it returns is the exit code.
 
@@ -82,7 +97,11 @@ def forked(function, *arguments, log=None, **options):
     in the files `said` and `errors`, or goes to the file `log`.
     """
 
+    first = multiprocessing.parent_process() is None
+
     def target():
+        if first:
+            os.setsid()  # a group of its own, which what it forks belongs to
         signal.signal(signal.SIGINT, signal.default_int_handler)
         said, errors = (log, log) if log else (open(name, "w", buffering=1) for name in ("said", "errors"))
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(errors):
@@ -91,6 +110,7 @@ def forked(function, *arguments, log=None, **options):
 
     process = multiprocessing.get_context("fork").Process(target=target)
     process.start()
+    FORKED.append(process)
     return process
 
 

@@ -133,6 +133,7 @@ def test_another_precision_is_another_experiment(capsys):
     assert "precision was fp32, now bf16" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model_vgg_single", "model_vgg_human"])
 def test_learns_in_bf16_as_in_fp32(name):
     """Test accuracy over the epochs on the synthetic images, chance 5 %: the curves stay together."""

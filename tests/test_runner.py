@@ -204,6 +204,7 @@ def children(process):
 needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 
 
+@pytest.mark.slow
 def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, capsys):
     """A script and a module of experiments/ are started as ever, in a Python of their own."""
     forked_runs += ["model_vgg_maxl", "model_vgg_kmeans"]
@@ -338,7 +339,7 @@ def test_submitits_local_executor_runs_the_plan():
 def test_a_job_out_of_max_minutes_is_submitted_again_until_its_run_is_done():
     pytest.importorskip("submitit", reason="needs submitit")
     few = [*FEW, "--methods", "single", "--epochs", 150, "--submitit", "local"]
-    out, error = runner(*few, "--max-minutes", 0.15).communicate(timeout=240)
+    out, error = runner(*few, "--max-minutes", 0.15).communicate(timeout=600)
     assert out.count("submitted") == 1 + out.count(": unfinished") > 1 and out.count(": done") == 1, (out, error)
     assert len(curves("r/single-3-seed0")) == 150
     out, error = runner(*few, "--epochs", 10**6, "--max-minutes", 0.0001).communicate(timeout=60)

@@ -25,6 +25,7 @@ def quick_runs(tmp_path_factory):
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_quick_run_end_to_end_in_a_process_of_its_own(name, quick_runs, monkeypatch):
     """Learns well above the 5 % of chance; piped output is plain lines."""
