@@ -53,9 +53,9 @@ generate = create_dataset.make_synthetic
 
 
 @functools.cache
-def generated(train, seed, sizes):
-    """The synthetic images of so many training and test images, the same arrays for all runs of this process."""
-    with mock.patch.dict(create_dataset.SIZES, synthetic=sizes):
+def generated(train, seed, count):
+    """So many synthetic images, the same arrays for all runs of this process."""
+    with mock.patch.dict(create_dataset.SIZES, synthetic=(count, count)):
         return generate(train, seed)
 
 
@@ -67,7 +67,7 @@ def shortcuts(test_images=200, picture=False):
     """
 
     def make_synthetic(train=True, seed=0):
-        return generated(train, seed, create_dataset.SIZES["synthetic"])
+        return generated(train, seed, create_dataset.SIZES["synthetic"][0 if train else 1])
 
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.dict(create_dataset.SIZES, synthetic=(10_000, test_images)))

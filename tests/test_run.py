@@ -88,7 +88,7 @@ def test_the_test_columns_are_the_checkpoints_accuracy_and_loss(whole_run):
     checkpoint = torch.load(whole_run / "model_vgg_human/checkpoint.pt", weights_only=True)
     network = utils.Network(utils.VGG16(0.02), 20, 100).eval()
     network.load_state_dict(checkpoint["parts"]["network"])
-    images, labels = generated(train=False, seed=0, sizes=(10_000, 200))
+    images, labels = generated(train=False, seed=0, count=200)
     x = (torch.tensor(images).permute(0, 3, 1, 2) / 255 - 0.5) / 0.2
     with torch.no_grad():
         p = [logits.double().softmax(dim=1) for logits in network(x)]
