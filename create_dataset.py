@@ -156,16 +156,8 @@ class CIFAR100(torchvision.datasets.CIFAR100):
 
     def __init__(self, root, train=True, transform=None, download=False):
         root = Path(os.path.expanduser(root))
-        missing = []
-        for name, md5 in [*self.train_list, *self.test_list, (self.meta["filename"], self.meta["md5"])]:
-            path = root / self.base_folder / name
-            if not path.exists():
-                missing.append(name)
-            elif not check_integrity(path, md5):
-                raise InputError(
-                    f"{path} is not the official CIFAR-100 file (its MD5 differs, so it was cut short or altered); "
-                    "delete it, and it is fetched anew from the archive"
-                )
+        files = [*self.train_list, *self.test_list, (self.meta["filename"], self.meta["md5"])]
+        missing = missing_files(root / self.base_folder, dict(files), "CIFAR-100")
         if missing and download:
             download_and_extract_archive(self.url, root, filename=self.filename, md5=self.tgz_md5)
         elif missing:
@@ -177,6 +169,47 @@ class CIFAR100(torchvision.datasets.CIFAR100):
         self.targets = LABELS_OF_FINE_CLASS[torch.tensor(self.targets)]
 
 
+def missing_files(folder, files, title):
+    """Names of the files, {name: MD5}, that `folder` lacks. Raises InputError where one is not the official file."""
+    missing = []
+    for name, md5 in files.items():
+        path = folder / name
+        if not path.exists():
+            missing.append(name)
+        elif not check_integrity(path, md5):
+            raise InputError(
+                f"{path} is not the official {title} file (its MD5 differs, so it was cut short or altered); "
+                "delete it, and it is fetched anew from the archive"
+            )
+    return missing
+
+
+@contextlib.contextmanager
+def getting(title, root, archives, holds):
+    """While torchvision downloads into `root`: a failure becomes an InputError with the ways out.
+
+    archives: {path below root: (URL, MD5)}. holds: what a folder that has the data holds. Folders made in vain go.
+    """
+    new_folders = [path for path in (root, *root.parents) if not path.exists()]
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, EOFError) as error:
+        bad = [name for name, (_, md5) in archives.items() if not check_integrity(root / name, md5)]
+        name = next(iter(bad or archives))
+        archive, (url, _) = root / name, archives[name]
+        state = "is whole, but was not unpacked" if not bad else "is damaged" if archive.exists() else "is not there"
+        for path in new_folders:
+            with contextlib.suppress(OSError):  # stays where something is in it
+                path.rmdir()
+        raise InputError(
+            f"{title} is not in {root}, {archive} {state}, and getting it failed ({error}). "
+            f"Three ways out: put the archive ({url}) there; name the folder that holds "
+            f"{holds} with --data-root; or train on generated images with --dataset synthetic"
+        ) from None
+
+
 def load_cifar100(root):
     """Return ((images, labels) of the training split, the same of the test split), downloading if need be.
 
@@ -186,24 +219,9 @@ def load_cifar100(root):
     root = Path(os.path.expanduser(root))
     if root.name == CIFAR100.base_folder and (root / "train").exists():
         raise InputError(f"{root} is the inner folder of the data; name the one it lies in, {root.parent}")
-    new_folders = [path for path in (root, *root.parents) if not path.exists()]
-    try:
+    archives = {CIFAR100.filename: (CIFAR100.url, CIFAR100.tgz_md5)}
+    with getting("CIFAR-100", root, archives, f"{CIFAR100.base_folder}/"):
         splits = [CIFAR100(root, train=train, download=True) for train in (True, False)]
-    except InputError:
-        raise
-    except (OSError, RuntimeError, EOFError) as error:
-        archive = root / CIFAR100.filename
-        state = "is not there" if not archive.exists() else "is damaged"
-        if check_integrity(archive, CIFAR100.tgz_md5):
-            state = "is whole, but was not unpacked"
-        for path in new_folders:
-            with contextlib.suppress(OSError):  # stays where something is in it
-                path.rmdir()
-        raise InputError(
-            f"CIFAR-100 is not in {root}, {archive} {state}, and getting it failed ({error}). "
-            f"Three ways out: put the archive ({CIFAR100.url}) there; name the folder that holds "
-            f"{CIFAR100.base_folder}/ with --data-root; or train on generated images with --dataset synthetic"
-        ) from None
     return [(split.data, split.targets) for split in splits]
 
 
@@ -235,21 +253,23 @@ def make_synthetic(train=True, seed=0):
 
 
 def balanced_subset(labels, count, seed=0):
-    """Indices (int64, ascending) of `count` images, the same number (to within one) of every fine class.
+    """Indices (int64, ascending) of `count` images, the same number (to within one) of every class at the last level.
 
-    labels: int64 (N, 4) of a split with as many images of one fine class as of another, as both datasets' are.
-    Raises InputError unless `count` is between one image of each fine class and all images.
+    labels: int64 (N, levels), class ids without a gap. Of a class that has fewer images than its share, all are taken.
+    Raises InputError unless `count` is between one image of each class and all images.
     """
     fine = labels[:, -1].numpy()
-    classes = LEVEL_CLASSES[-1]
+    classes = int(fine.max()) + 1
     if not classes <= count <= len(fine):
         raise InputError(
-            f"--train-images {count} is out of range; give {classes} (one of each fine class) to {len(fine)} (all)"
+            f"--train-images {count} is out of range; give {classes} (one of each class) to {len(fine)} (all)"
         )
     rng = np.random.default_rng(seed)
-    shares = balanced_psi(classes, count, seed)
-    chosen = [rng.permutation(np.flatnonzero(fine == c))[:share] for c, share in enumerate(shares)]
-    return torch.from_numpy(np.sort(np.concatenate(chosen)))
+    members = [rng.permutation(np.flatnonzero(fine == c)) for c in range(classes)]
+    # in turns: the first image of each class, the second, ...; the seed draws which class begins
+    turn = np.random.default_rng(seed).permutation(classes).argsort()
+    order = np.lexsort([np.repeat(turn, list(map(len, members))), np.concatenate([np.arange(len(m)) for m in members])])
+    return torch.from_numpy(np.sort(np.concatenate(members)[order[:count]]))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -267,13 +287,14 @@ def scale(images):
 class Split:
     """A whole split as uint8 on `device`; batches are cut, augmented and scaled there.
 
-    images: uint8 array (N, 32, 32, 3); labels: int64 tensor (N, 4). channels_last: memory layout of the batches.
+    images: uint8 array (N, 32, 32, C); labels: int64 tensor (N, levels). channels_last: memory layout of the batches.
+    mirror: whether training images are mirrored, which makes another sign of a digit.
     """
 
-    def __init__(self, images, labels, device="cpu", channels_last=False):
+    def __init__(self, images, labels, device="cpu", channels_last=False, mirror=True):
         images = torch.as_tensor(images).to(device)
-        self.padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))  # (N, 40, 40, 3), black border
-        self.labels = labels.to(device)
+        self.padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))  # (N, 40, 40, C), black border
+        self.labels, self.mirror = labels.to(device), mirror
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self):
@@ -288,10 +309,10 @@ class Split:
         return len(self) // batch_size
 
     def train_batches(self, batch_size, generator):
-        """Yield (images float32 (B, 3, 32, 32), labels int64 (B, 4)) once over the split in a random order.
+        """Yield (images float32 (B, C, 32, 32), labels int64 (B, levels)) once over the split in a random order.
 
-        Each image is cropped at a random place after padding by 4 black pixels and mirrored with probability
-        1/2. `generator` is a CPU torch.Generator: everything random is drawn here, once a pass, so the same
+        Each image is cropped at a random place after padding by 4 black pixels and, with `mirror`, mirrored with
+        probability 1/2. `generator` is a CPU torch.Generator: everything random is drawn here, once a pass, so the same
         seed gives the same batches on every device and no batch waits for the host. A last, smaller batch
         is left out (the order differs in every pass; the paper's 50,000 images in batches of 100 leave none).
         """
@@ -299,7 +320,7 @@ class Split:
         order = torch.randperm(count, generator=generator).to(device)
         top = torch.randint(2 * PADDING + 1, (count, 1), generator=generator).to(device)
         left = torch.randint(2 * PADDING + 1, (count, 1), generator=generator).to(device)
-        mirrored = torch.randint(2, (count, 1), generator=generator).bool().to(device)
+        mirrored = torch.randint(2 if self.mirror else 1, (count, 1), generator=generator).bool().to(device)
         line = torch.arange(IMAGE_SIZE, device=device)
         for i in range(self.iterations(batch_size)):
             batch = slice(i * batch_size, (i + 1) * batch_size)
@@ -320,7 +341,7 @@ class Split:
             yield self._finish(images), labels
 
     def _finish(self, images):
-        """uint8 (B, 32, 32, 3) -> what a network takes; they lie in memory channels last already."""
+        """uint8 (B, 32, 32, C) -> what a network takes; they lie in memory channels last already."""
         return scale(images.permute(0, 3, 1, 2)).contiguous(memory_format=self.memory_format)
 
 

@@ -299,71 +299,21 @@ def meta_epoch(
     return meter.averages()
 
 
-# ------------------------------------------------------------------------------------------------
-# Main
-# ------------------------------------------------------------------------------------------------
+def fit(
+    run, fast, train, test, settings, level,
+    *, network, optimizer, scheduler, label_generator, label_optimizer, label_scheduler,
+):  # fmt: skip
+    """Train both networks for settings.epochs, or for what is left of them, on the Split `train`; test after each.
 
-
-def check_psi(psi, primary_level):
-    """Raise InputError unless ψ has one whole number, 1 to 1000, for each class of the primary level."""
-    classes = create_dataset.LEVEL_CLASSES[primary_level]
-    if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
-        raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
-    if len(psi) != classes:
-        raise InputError(
-            f"psi has {len(psi)} numbers, but primary level {primary_level} has {classes} classes; "
-            f"give one number for each, for example --psi 5*{classes}"
-        )
-
-
-def parse(argv=None):
-    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
-    parser = make_parser(__doc__)
-    add_psi(parser)
-    parser.add_argument(
-        "--entropy-weight", type=float, metavar="W",
-        help="weight of the entropy loss in the label generator's objective (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--meta-gradient", choices=META_GRADIENTS,
-        help="how the label generator's gradient is computed; both are exact (default: %(default)s)",
-    )  # fmt: skip
-    settings = parse_settings(parser, SETTINGS, argv)
-    check_psi(settings.psi, settings.primary_level)
-    if not (math.isfinite(settings.entropy_weight) and settings.entropy_weight >= 0):
-        raise InputError(f"--entropy-weight {settings.entropy_weight} is out of range; give 0 or a positive number")
-    return settings
-
-
-def main(argv=None):
-    settings = parse(argv)
-    device = select_device(settings.device)
-    fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
-    level, psi, gamma = settings.primary_level, settings.psi, settings.focal_gamma
-    run = Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
-    train, test = create_dataset.load(
-        settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
-    )
-    iterations = 2 * train.iterations(settings.batch_size)
-
-    torch.manual_seed(settings.seed)
-    network = utils.Network(utils.Backbone(settings.width), len(psi), sum(psi))
-    fast.place(utils.initialise(network, nn.init.xavier_uniform_))
-    label_generator = LabelGenerator(utils.Backbone(settings.width), psi)
-    fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
-    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
-    label_optimizer = torch.optim.SGD(
-        label_generator.parameters(), lr=settings.label_learning_rate, weight_decay=settings.label_weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
-    label_scheduler = torch.optim.lr_scheduler.StepLR(label_optimizer, settings.halve_every, gamma=0.5)
-    generator = torch.Generator().manual_seed(settings.seed)
+    run: keeps the epochs. fast: an Acceleration, whose device the networks are on. level: of the primary labels.
+    """
+    gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
     # The meta-gradient bears neither bf16 nor TF32 (README, Speed): the second pass is in fp32, whatever the precision.
     auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(fast.exact(meta_training_step))
     low, low_generator = fast.lower(network), fast.lower(label_generator)
 
     for _ in run.epochs(
-        iterations, device,
+        2 * train.iterations(settings.batch_size), fast.device,
         network=network, optimizer=optimizer, scheduler=scheduler,
         label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
         generator=generator,
@@ -386,6 +336,80 @@ def main(argv=None):
         scheduler.step()
         label_scheduler.step()
         run.end_epoch(row)
+
+
+# ------------------------------------------------------------------------------------------------
+# Main
+# ------------------------------------------------------------------------------------------------
+
+
+def check_psi(psi, classes, whose):
+    """Raise InputError unless ψ has one whole number, 1 to 1000, for each of the `classes` of what has them."""
+    if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
+        raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
+    if len(psi) != classes:
+        raise InputError(
+            f"psi has {len(psi)} numbers, but {whose} has {classes} classes; "
+            f"give one number for each, for example --psi 5*{classes}"
+        )
+
+
+def add_options(parser):
+    """Add the options that MAXL alone has."""
+    add_psi(parser)
+    parser.add_argument(
+        "--entropy-weight", type=float, metavar="W",
+        help="weight of the entropy loss in the label generator's objective (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--meta-gradient", choices=META_GRADIENTS,
+        help="how the label generator's gradient is computed; both are exact (default: %(default)s)",
+    )  # fmt: skip
+
+
+def check(settings, classes, whose):
+    """Raise InputError where ψ does not fit the classes of what has them, or λ is out of range."""
+    check_psi(settings.psi, classes, whose)
+    if not (math.isfinite(settings.entropy_weight) and settings.entropy_weight >= 0):
+        raise InputError(f"--entropy-weight {settings.entropy_weight} is out of range; give 0 or a positive number")
+
+
+def parse(argv=None):
+    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
+    parser = make_parser(__doc__)
+    add_options(parser)
+    settings = parse_settings(parser, SETTINGS, argv)
+    level = settings.primary_level
+    check(settings, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
+    return settings
+
+
+def main(argv=None):
+    settings = parse(argv)
+    device = select_device(settings.device)
+    fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
+    level, psi = settings.primary_level, settings.psi
+    run = Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
+    train, test = create_dataset.load(
+        settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
+    )
+
+    torch.manual_seed(settings.seed)
+    network = utils.Network(utils.Backbone(settings.width), len(psi), sum(psi))
+    fast.place(utils.initialise(network, nn.init.xavier_uniform_))
+    label_generator = LabelGenerator(utils.Backbone(settings.width), psi)
+    fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
+    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
+    label_optimizer = torch.optim.SGD(
+        label_generator.parameters(), lr=settings.label_learning_rate, weight_decay=settings.label_weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    label_scheduler = torch.optim.lr_scheduler.StepLR(label_optimizer, settings.halve_every, gamma=0.5)
+    fit(
+        run, fast, train, test, settings, level,
+        network=network, optimizer=optimizer, scheduler=scheduler,
+        label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -55,6 +55,25 @@ def train_epoch(network, optimizer, batches, primary_level, gamma, meter, step=s
     return meter.averages()
 
 
+def fit(run, fast, train, test, settings, network, optimizer, scheduler, level=0):
+    """Train for settings.epochs, or for what is left of them, on the Split `train`; test on `test` after each.
+
+    run: keeps the epochs. fast: an Acceleration, whose device the network is on. level: of the primary labels.
+    """
+    gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
+    step, low = fast.capture(single_step), fast.lower(network)
+    for _ in run.epochs(
+        train.iterations(settings.batch_size), fast.device,
+        network=network, optimizer=optimizer, scheduler=scheduler, generator=generator,
+    ):  # fmt: skip
+        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
+        batches = train.train_batches(settings.batch_size, generator)
+        row |= train_epoch(low, optimizer, batches, level, gamma, run.meter("train"), step)
+        row |= utils.evaluate(low, test, [level], gamma)
+        scheduler.step()
+        run.end_epoch(row)
+
+
 def parse(argv=None):
     """The command line's settings."""
     return parse_settings(make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
@@ -64,31 +83,19 @@ def main(argv=None):
     settings = parse(argv)
     device = select_device(settings.device)
     fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
-    level, gamma = settings.primary_level, settings.focal_gamma
+    level = settings.primary_level
     classes = create_dataset.LEVEL_CLASSES[level]
     run = Run("model_vgg_single", f"{classes}", settings, argv)
     train, test = create_dataset.load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
-    iterations = train.iterations(settings.batch_size)
 
     torch.manual_seed(settings.seed)
     network = utils.Network(utils.Backbone(settings.width), classes)
     fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
-    generator = torch.Generator().manual_seed(settings.seed)
-    step, low = fast.capture(single_step), fast.lower(network)
-
-    for _ in run.epochs(
-        iterations, device, network=network, optimizer=optimizer, scheduler=scheduler, generator=generator
-    ):
-        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
-        batches = train.train_batches(settings.batch_size, generator)
-        row |= train_epoch(low, optimizer, batches, level, gamma, run.meter("train"), step)
-        row |= utils.evaluate(low, test, [level], gamma)
-        scheduler.step()
-        run.end_epoch(row)
+    fit(run, fast, train, test, settings, network, optimizer, scheduler, level)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,16 @@ import torch.nn.functional as F
 
 
 class VGG16(nn.Module):
-    """The VGG-16 trunk: images (B, 3, 32, 32) -> features (B, feature_size).
+    """The VGG-16 trunk: images (B, image_channels, 32, 32) -> features (B, feature_size).
 
     Five blocks of 2-2-3-3-3 convolutions (3x3) -> BatchNorm -> ReLU, each block ended by 2x2 max-pooling.
     `width` multiplies the channels 64-128-256-512-512; 1.0 is the paper's network. Any module with this
     forward and a `feature_size` can take its place. Raises ValueError for images of another size.
     """
 
-    def __init__(self, width=1.0):
+    def __init__(self, width=1.0, image_channels=3):
         super().__init__()
-        layers, channels_in = [], 3
+        layers, channels_in = [], image_channels
         for convolutions, channels in zip((2, 2, 3, 3, 3), (64, 128, 256, 512, 512)):
             channels = max(1, round(channels * width))
             for _ in range(convolutions):

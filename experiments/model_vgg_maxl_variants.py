@@ -72,7 +72,8 @@ def parse(argv=None):
         help=f"share of the training images that validation holds out (default: {VALIDATION_SHARE})",
     )  # fmt: skip
     settings = parse_settings(parser, SETTINGS, argv)
-    model_vgg_maxl.check_psi(settings.psi, settings.primary_level)
+    level = settings.primary_level
+    model_vgg_maxl.check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
     for name, variant in OWN.items():
         if getattr(settings, name) is not None and settings.variant != variant:
             raise InputError(f"--{name.replace('_', '-')} is an option of --variant {variant} alone; leave it out")

@@ -13,6 +13,7 @@ import sys
 import numpy as np
 import torch
 
+import create_dataset
 import model_vgg_human
 import model_vgg_maxl
 from harness.command_line import add_psi, make_parser, parse_settings
@@ -52,7 +53,8 @@ def parse(argv=None, doc=__doc__, settings=SETTINGS):
     parser = make_parser(doc)
     add_psi(parser)
     settings = parse_settings(parser, settings, argv)
-    model_vgg_maxl.check_psi(settings.psi, settings.primary_level)
+    level = settings.primary_level
+    model_vgg_maxl.check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
     return settings
 
 

@@ -15,22 +15,28 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (--help lists the options)")
 
 
-def make_parser(description, auxiliary_task=True):
-    """An ArgumentParser with the options that every script has; a script adds its own."""
+def make_parser(description, auxiliary_task=True, datasets=None):
+    """An ArgumentParser with the options that every script has; a script adds its own.
+
+    datasets: their names, of datasets whose labels have one level; by default the two of create_dataset, with four.
+    """
     quick = ", ".join(f"--{name.replace('_', '-')} {value}" for name, value in QUICK.items())
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     # fmt: off
     add("--data-root", metavar="DIR", default="dataset",
-        help="folder that holds, or will hold, cifar-100-python/ (default: %(default)s)")
-    add("--dataset", choices=("cifar100", "synthetic"), default="cifar100",
-        help="4-level CIFAR-100, or generated images with the same labels (default: %(default)s)")
-    add("--primary-level", type=int, metavar="K",
-        help="level of the primary task: 0, 1, 2, 3 for 3, 10, 20, 100 classes (default: %(default)s)")
+        help="folder that holds, or will hold, the data, such as cifar-100-python/ (default: %(default)s)")
+    if datasets is None:
+        add("--dataset", choices=("cifar100", "synthetic"), default="cifar100",
+            help="4-level CIFAR-100, or generated images with the same labels (default: %(default)s)")
+        add("--primary-level", type=int, metavar="K",
+            help="level of the primary task: 0, 1, 2, 3 for 3, 10, 20, 100 classes (default: %(default)s)")
+    else:
+        add("--dataset", choices=datasets, metavar="NAME", help=f"{', '.join(datasets)} (default: %(default)s)")
     add("--epochs", type=int, metavar="N", help="passes over the training data (default: %(default)s)")
     add("--batch-size", type=int, metavar="N", help="images in a batch, 2 or more (default: %(default)s)")
     add("--width", type=float, metavar="F",
-        help="multiplier of VGG-16's channels; 1.0 is the paper's network (default: %(default)s)")
+        help="multiplier of the backbone's channels; 1.0 is the paper's network (default: %(default)s)")
     add("--train-images", type=int, metavar="N",
         help="train on a class-balanced subset of N images, drawn from the seed (default: all)")
     add("--seed", type=int, metavar="N", default=0,
@@ -68,7 +74,8 @@ def parse_settings(parser, defaults, argv=None):
             value = getattr(settings, option)
             raise InputError(f"--{option.replace('_', '-')} {value} is out of range; give {expected}")
 
-    require(settings.primary_level in range(4), "primary_level", "0, 1, 2 or 3 (3, 10, 20 or 100 classes)")
+    if "primary_level" in settings:
+        require(settings.primary_level in range(4), "primary_level", "0, 1, 2 or 3 (3, 10, 20 or 100 classes)")
     require(settings.epochs >= 1, "epochs", "1 or more")
     require(
         settings.batch_size >= 2, "batch_size", "2 or more (BatchNorm takes the variance of a batch, and 1 has none)"
@@ -99,7 +106,7 @@ def parse_psi(text):
         if not match:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 2,3,4 or 5*20")
         size, times = int(match[1]), int(match[2] or 1)
-        if not 1 <= times <= 100:
-            raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 100 times; no level has more classes")
+        if not 1 <= times <= 1000:
+            raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 1000 times; no dataset has more classes")
         psi += [size] * times
     return psi

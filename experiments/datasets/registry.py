@@ -1,0 +1,69 @@
+"""The datasets of Table 1 by name, and how one of them, or a reader's own, becomes the splits to train on."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+import create_dataset
+from experiments.datasets import published
+from harness.exits import InputError
+
+
+class Dataset(NamedTuple):
+    """A dataset whose labels have one level."""
+
+    title: str
+    classes: int
+    sizes: tuple  # training and test images
+    read: Callable  # folder -> ((images, labels) of the training split, the same of the test split); see `read`
+    backbone: str  # of experiments.backbones, in Table 1
+    channels: int = 3  # of an image
+    mirror: bool = True  # whether training images are mirrored
+
+
+DATASETS = {
+    "mnist": Dataset("MNIST", 10, (60_000, 10_000), published.read_mnist, "conv4", channels=1, mirror=False),
+    "synthetic": Dataset("generated images", 10, (10_000, 2_000), published.generate, "resnet32"),
+    "synthetic-grey": Dataset(
+        "generated grey images", 10, (10_000, 2_000), published.generate_grey, "conv4", channels=1, mirror=False
+    ),
+}
+SIZES = {name: dataset.sizes for name, dataset in DATASETS.items()}
+
+
+def read(name, data_root):
+    """Return ((images, labels) of the training split, the same of the test split) of a dataset.
+
+    images: uint8 array (N, 32, 32, channels); labels: int64 tensor (N,) of class ids from 0, every class there.
+    Raises InputError where the data is not to be had, or is not this.
+    """
+    dataset = DATASETS[name]
+    splits = dataset.read(Path(os.path.expanduser(data_root)))
+    for split, (images, labels) in zip(("training", "test"), splits):
+        shape = (len(labels), create_dataset.IMAGE_SIZE, create_dataset.IMAGE_SIZE, dataset.channels)
+        if images.shape != shape or str(images.dtype).rpartition(".")[2] != "uint8":
+            raise InputError(
+                f"{dataset.title}: the {split} images are {images.dtype} {tuple(images.shape)}; expected uint8 {shape}"
+            )
+        there = labels.unique()
+        if labels.dtype != torch.int64 or not torch.equal(there, torch.arange(dataset.classes)):
+            raise InputError(
+                f"{dataset.title}: the {split} labels are {labels.dtype} of {len(there)} classes, "
+                f"{there.min()} to {there.max()}; expected int64, all of the {dataset.classes} classes from 0"
+            )
+    return splits
+
+
+def load(name, data_root, device, train_images=None, seed=0, channels_last=False):
+    """Return the training and the test Split of a dataset on `device`, labels (N, 1); as create_dataset.load."""
+    mirror = DATASETS[name].mirror
+    (images, labels), (test_images, test_labels) = read(name, data_root)
+    labels, test_labels = labels[:, None], test_labels[:, None]
+    if train_images is not None:
+        subset = create_dataset.balanced_subset(labels, train_images, seed)
+        images, labels = images[subset.numpy()], labels[subset]
+    test = create_dataset.Split(test_images, test_labels, device, channels_last, mirror)
+    return create_dataset.Split(images, labels, device, channels_last, mirror), test
