@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 import create_dataset
 import utils
 from harness.acceleration import Acceleration, select_device
-from harness.command_line import add_psi, make_parser, parse_settings
+from harness.command_line import add_psi, check_psi, make_parser, parse_settings
 from harness.exits import InputError, run_main
 from harness.run import Run
 
@@ -303,33 +303,29 @@ def fit(
     run, fast, train, test, settings, level,
     *, network, optimizer, scheduler, label_generator, label_optimizer, label_scheduler,
 ):  # fmt: skip
-    """Train both networks for settings.epochs, or for what is left of them, on the Split `train`; test after each.
+    """Train both networks for what is left of settings.epochs on `train` and test after each; `run` keeps them.
 
-    run: keeps the epochs. fast: an Acceleration, whose device the networks are on. level: of the primary labels.
+    train, test: Splits. fast: an Acceleration, whose device the networks are on. level: of the primary labels.
     """
     gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
     # The meta-gradient bears neither bf16 nor TF32 (README, Speed): the second pass is in fp32, whatever the precision.
     auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(fast.exact(meta_training_step))
     low, low_generator = fast.lower(network), fast.lower(label_generator)
-
     for _ in run.epochs(
         2 * train.iterations(settings.batch_size), fast.device,
         network=network, optimizer=optimizer, scheduler=scheduler,
         label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
         generator=generator,
     ):  # fmt: skip
-        row = {
-            "learning_rate": optimizer.param_groups[0]["lr"],
-            "label_learning_rate": label_optimizer.param_groups[0]["lr"],
-        }
-        batches = train.train_batches(settings.batch_size, generator)
+        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
+        row |= {"label_learning_rate": label_optimizer.param_groups[0]["lr"]}
         row |= train_epoch(
-            low, low_generator, optimizer, batches, level, run.meter("train"),
-            gamma=gamma, cosine_every=settings.cosine_every, step=auxiliary_step,
+            low, low_generator, optimizer, train.train_batches(settings.batch_size, generator), level,
+            run.meter("train"), gamma=gamma, cosine_every=settings.cosine_every, step=auxiliary_step,
         )  # fmt: skip
-        batches = train.train_batches(settings.batch_size, generator)
         row |= meta_epoch(
-            network, label_generator, optimizer, label_optimizer, batches, level, run.meter("meta"), meta_step,
+            network, label_generator, optimizer, label_optimizer,
+            train.train_batches(settings.batch_size, generator), level, run.meter("meta"), meta_step,
             entropy_weight=settings.entropy_weight, gamma=gamma, method=settings.meta_gradient,
         )  # fmt: skip
         row |= utils.evaluate(low, test, [level], gamma)
@@ -341,17 +337,6 @@ def fit(
 # ------------------------------------------------------------------------------------------------
 # Main
 # ------------------------------------------------------------------------------------------------
-
-
-def check_psi(psi, classes, whose):
-    """Raise InputError unless ψ has one whole number, 1 to 1000, for each of the `classes` of what has them."""
-    if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
-        raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
-    if len(psi) != classes:
-        raise InputError(
-            f"psi has {len(psi)} numbers, but {whose} has {classes} classes; "
-            f"give one number for each, for example --psi 5*{classes}"
-        )
 
 
 def add_options(parser):
@@ -379,8 +364,7 @@ def parse(argv=None):
     parser = make_parser(__doc__)
     add_options(parser)
     settings = parse_settings(parser, SETTINGS, argv)
-    level = settings.primary_level
-    check(settings, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
+    check(settings, create_dataset.LEVEL_CLASSES[settings.primary_level], f"primary level {settings.primary_level}")
     return settings
 
 

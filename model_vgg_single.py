@@ -56,9 +56,9 @@ def train_epoch(network, optimizer, batches, primary_level, gamma, meter, step=s
 
 
 def fit(run, fast, train, test, settings, network, optimizer, scheduler, level=0):
-    """Train for settings.epochs, or for what is left of them, on the Split `train`; test on `test` after each.
+    """Train for what is left of settings.epochs on `train` and test after each; `run` keeps them.
 
-    run: keeps the epochs. fast: an Acceleration, whose device the network is on. level: of the primary labels.
+    train, test: Splits. fast: an Acceleration, whose device the network is on. level: of the primary labels.
     """
     gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
     step, low = fast.capture(single_step), fast.lower(network)

@@ -38,7 +38,7 @@ from experiments.maxl_variations import (
     validation_meta_step,
 )
 from harness.acceleration import Acceleration, select_device
-from harness.command_line import add_psi, make_parser, parse_settings
+from harness.command_line import add_psi, check_psi, make_parser, parse_settings
 from harness.exits import InputError, run_main
 from harness.run import Run
 from model_vgg_maxl import LabelGenerator, auxiliary_training_step, meta_epoch, meta_training_step, train_epoch
@@ -73,7 +73,7 @@ def parse(argv=None):
     )  # fmt: skip
     settings = parse_settings(parser, SETTINGS, argv)
     level = settings.primary_level
-    model_vgg_maxl.check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
+    check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
     for name, variant in OWN.items():
         if getattr(settings, name) is not None and settings.variant != variant:
             raise InputError(f"--{name.replace('_', '-')} is an option of --variant {variant} alone; leave it out")

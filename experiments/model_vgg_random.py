@@ -15,8 +15,7 @@ import torch
 
 import create_dataset
 import model_vgg_human
-import model_vgg_maxl
-from harness.command_line import add_psi, make_parser, parse_settings
+from harness.command_line import add_psi, check_psi, make_parser, parse_settings
 from harness.exits import run_main
 
 SETTINGS = {name: value for name, value in model_vgg_human.SETTINGS.items() if name != "auxiliary_level"}
@@ -54,7 +53,7 @@ def parse(argv=None, doc=__doc__, settings=SETTINGS):
     add_psi(parser)
     settings = parse_settings(parser, settings, argv)
     level = settings.primary_level
-    model_vgg_maxl.check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
+    check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
     return settings
 
 

@@ -110,3 +110,14 @@ def parse_psi(text):
             raise argparse.ArgumentTypeError(f"{part!r} has to repeat 1 to 1000 times; no dataset has more classes")
         psi += [size] * times
     return psi
+
+
+def check_psi(psi, classes, whose):
+    """Raise InputError unless ψ has one whole number, 1 to 1000, for each of the `classes` of what has them."""
+    if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
+        raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
+    if len(psi) != classes:
+        raise InputError(
+            f"psi has {len(psi)} numbers, but {whose} has {classes} classes; "
+            f"give one number for each, for example --psi 5*{classes}"
+        )
