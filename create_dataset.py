@@ -279,6 +279,11 @@ def balanced_subset(labels, count, seed=0):
 PADDING = 4  # of the random crop
 
 
+def pad(images):
+    """uint8 (N, 32, 32, C) -> (N, 40, 40, C), in a black border."""
+    return F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+
+
 def scale(images):
     """uint8 pixels -> float32, x/255 minus 0.5 divided by 0.2 (ToTensor and Normalize of the paper's runs)."""
     return images.to(torch.float32).div_(255).sub_(0.5).div_(0.2)
@@ -292,13 +297,17 @@ class Split:
     """
 
     def __init__(self, images, labels, device="cpu", channels_last=False, mirror=True):
-        images = torch.as_tensor(images).to(device)
-        self.padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))  # (N, 40, 40, C), black border
+        self.padded = pad(torch.as_tensor(images).to(device))
         self.labels, self.mirror = labels.to(device), mirror
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __len__(self):
         return len(self.labels)
+
+    @property
+    def images(self):
+        """uint8 (N, 32, 32, C)."""
+        return self.padded[:, PADDING:-PADDING, PADDING:-PADDING]
 
     def iterations(self, batch_size):
         """Batches in a pass of `train_batches`. Raises InputError where a batch is larger than the split."""
@@ -313,36 +322,45 @@ class Split:
 
         Each image is cropped at a random place after padding by 4 black pixels and, with `mirror`, mirrored with
         probability 1/2. `generator` is a CPU torch.Generator: everything random is drawn here, once a pass, so the same
-        seed gives the same batches on every device and no batch waits for the host. A last, smaller batch
-        is left out (the order differs in every pass; the paper's 50,000 images in batches of 100 leave none).
+        seed gives the same batches on every device and no batch waits for the host. A last, smaller batch is left out
+        (the order differs in every pass; the paper's 50,000 images in batches of 100 leave none).
         """
-        device, count = self.padded.device, len(self)
-        order = torch.randperm(count, generator=generator).to(device)
+        device, count = self.labels.device, len(self)
+        order = torch.randperm(count, generator=generator)
+        labels, order = self.labels[order.to(device)], order.to(self.images.device)
         top = torch.randint(2 * PADDING + 1, (count, 1), generator=generator).to(device)
         left = torch.randint(2 * PADDING + 1, (count, 1), generator=generator).to(device)
         mirrored = torch.randint(2 if self.mirror else 1, (count, 1), generator=generator).bool().to(device)
         line = torch.arange(IMAGE_SIZE, device=device)
         for i in range(self.iterations(batch_size)):
             batch = slice(i * batch_size, (i + 1) * batch_size)
-            index = order[batch]
             rows = top[batch] + line
             columns = left[batch] + torch.where(mirrored[batch], line.flip(0), line)
-            images = self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-            yield self._finish(images), self.labels[index]
+            yield self._finish(self._crop(order[batch], rows, columns)), labels[batch]
 
     def test_batches(self, batch_size=None):
         """Yield (images, labels) as above, in order, unaugmented, the last batch as small as it comes.
 
         batch_size: by default what is fast, 1000 on a GPU; a CPU's caches hold 100.
         """
-        batch_size = batch_size or (100 if self.padded.device.type == "cpu" else 1000)
-        for images, labels in zip(self.padded.split(batch_size), self.labels.split(batch_size)):
-            images = images[:, PADDING:-PADDING, PADDING:-PADDING]
-            yield self._finish(images), labels
+        batch_size = batch_size or (100 if self.labels.device.type == "cpu" else 1000)
+        for images, labels in zip(self.images.split(batch_size), self.labels.split(batch_size)):
+            yield self._finish(images.to(labels.device)), labels
+
+    def _crop(self, index, rows, columns):
+        """The rows and columns, int64 (B, 32), of each of some padded images."""
+        return self.padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _finish(self, images):
         """uint8 (B, 32, 32, C) -> what a network takes; they lie in memory channels last already."""
         return scale(images.permute(0, 3, 1, 2)).contiguous(memory_format=self.memory_format)
+
+
+def read(dataset, data_root):
+    """Return ((images, labels) of the training split, the same of the test split) of "cifar100" or "synthetic"."""
+    if dataset == "synthetic":
+        return [make_synthetic(train=True), make_synthetic(train=False)]
+    return load_cifar100(data_root)
 
 
 def load(dataset, data_root, device, train_images=None, seed=0, channels_last=False):
@@ -352,10 +370,7 @@ def load(dataset, data_root, device, train_images=None, seed=0, channels_last=Fa
     channels_last: memory layout of the batches.
     The synthetic images are the same for every seed, as CIFAR-100's are.
     """
-    if dataset == "synthetic":
-        (images, labels), test = make_synthetic(train=True), make_synthetic(train=False)
-    else:
-        (images, labels), test = load_cifar100(data_root)
+    (images, labels), test = read(dataset, data_root)
     if train_images is not None:
         subset = balanced_subset(labels, train_images, seed)
         images, labels = images[subset.numpy()], labels[subset]

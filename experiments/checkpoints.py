@@ -1,6 +1,7 @@
 """What a run has trained, back from its checkpoint: for figures that look into the networks, not at the curves."""
 
 import argparse
+import functools
 import importlib.util
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import torch
 import create_dataset
 import model_vgg_maxl
 import utils
-from experiments import cifar100
+from experiments.backbones import BACKBONES
+from experiments.datasets.registry import DATASETS
 from harness.acceleration import Acceleration
 from harness.exits import InputError
 from harness.files import read_checkpoint
@@ -48,11 +50,11 @@ def with_data_root(settings, options):
     return [*options, *(["--data-root", settings.data_root] if settings.data_root else [])]
 
 
-def load_trained(run, method, pair, seed, device):
-    """The networks of a RunOnDisk, as Trained: on `device`, in evaluation mode, in fp32.
+def load_trained(run, task, device):
+    """The networks of a RunOnDisk, the run of a Task, as Trained: on `device`, in evaluation mode, in fp32.
 
     The run's rows become the checkpoint's: those of a run at work may be of a later epoch than the curves read before.
-    Raises InputError where there is no whole checkpoint, or where it is not of this method, pair and seed.
+    Raises InputError where there is no whole checkpoint, or where it is of another task.
     """
     path, previous = run.folder / "checkpoint.pt", run.folder / "checkpoint.previous.pt"
     # a run at work replaces one by the other, and for an instant only one of them is there
@@ -63,7 +65,6 @@ def load_trained(run, method, pair, seed, device):
             f"{path} {state}, and this figure needs its trained network; run it again, or choose other --seeds"
         )
     settings = checkpoint["settings"]
-    task = cifar100.task(method, pair, seed, run.folder.parent)
     own = {name[2:].replace("-", "_") for name in task.own if name.startswith("--")}
     ours = {"script": task.script} | {name: getattr(task.settings, name) for name in own}
     if details := differences(ours, settings):
@@ -84,14 +85,20 @@ def load_trained(run, method, pair, seed, device):
 
 def make_networks(settings):
     """A run's networks as its script makes them, untrained, by their names in a checkpoint."""
-    classes, width = [create_dataset.LEVEL_CLASSES[settings["primary_level"]]], settings["width"]
+    if "backbone" in settings:
+        dataset = DATASETS[settings["dataset"]]
+        trunk = functools.partial(BACKBONES[settings["backbone"]], settings["width"], dataset.channels)
+        classes = [dataset.classes]
+    else:
+        trunk = functools.partial(utils.Backbone, settings["width"])
+        classes = [create_dataset.LEVEL_CLASSES[settings["primary_level"]]]
     if "psi" in settings:
         classes.append(sum(settings["psi"]))
     elif "auxiliary_level" in settings:
         classes.append(create_dataset.LEVEL_CLASSES[settings["auxiliary_level"]])
-    parts = {"network": utils.Network(utils.VGG16(width), *classes)}
-    if settings["script"] == "model_vgg_maxl":
-        parts["label_generator"] = model_vgg_maxl.LabelGenerator(utils.VGG16(width), settings["psi"])
+    parts = {"network": utils.Network(trunk(), *classes)}
+    if settings["script"] in ("model_vgg_maxl", "experiments.model_maxl"):
+        parts["label_generator"] = model_vgg_maxl.LabelGenerator(trunk(), settings["psi"])
     return parts
 
 

@@ -74,7 +74,8 @@ def look_at(runs, settings):
         for (pair, method), found in runs.items():
             labels = every[:, cifar100.PAIRS[pair][0]].numpy()
             for seed, run in found.items():
-                trained = checkpoints.load_trained(run, method, pair, seed, device)
+                task = cifar100.task(method, pair, seed, settings.out)
+                trained = checkpoints.load_trained(run, task, device)
                 features = checkpoints.trunk_features(trained.network, test).numpy()
                 one = {"epoch": len(run.rows), "test_accuracy": run.accuracy[-1]} | measure(features, labels)
                 numbers.setdefault((pair, method), {})[seed] = one

@@ -75,8 +75,11 @@ def random_information(psi, labels, primary_level, draws=RANDOM_DRAWS):
 # --- the figure ---
 
 
-def draw(test, labels, psi, primary_level, classes, seed):
-    """A row a primary class, a block an auxiliary class; under an image its probability and its true fine class."""
+def draw(pixels, captions, labels, psi, primary, classes, names, seed):
+    """A row a primary class, a block an auxiliary class; under an image its probability and its caption.
+
+    pixels: uint8 (N, 32, 32, C). captions: N texts. labels, primary: as in top_images. names: of all primary classes.
+    """
     from matplotlib.figure import Figure
 
     margin, height = 1.1, 1.02  # inches: the names on the left, a row
@@ -86,28 +89,25 @@ def draw(test, labels, psi, primary_level, classes, seed):
         len(classes), len(widths), width_ratios=widths, left=margin / figure.get_figwidth(), right=0.999, wspace=0.06,
         bottom=0.3 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight(), hspace=0.5,
     )  # fmt: skip
-    targets = test.labels.cpu()
-    inner = slice(create_dataset.PADDING, -create_dataset.PADDING)
     for line, primary_class in enumerate(classes):
-        tops = top_images(labels, targets[:, primary_level], psi, primary_class, seed)
+        tops = top_images(labels, primary, psi, primary_class, seed)
         for block, (k, images) in enumerate(tops.items()):
             for column, image in enumerate(images):
                 axes = figure.add_subplot(grid[line, block * (IMAGES + 1) + column])
-                axes.imshow(test.padded[image, inner, inner].cpu().numpy(), interpolation="lanczos")
+                axes.imshow(pixels[image].cpu().numpy(), cmap="gray", vmin=0, vmax=255, interpolation="lanczos")
                 axes.set(xticks=[], yticks=[])
                 axes.spines[:].set(linewidth=0.4, color="lightgray")  # an edge for what lies on white
-                name = create_dataset.CLASS_NAMES[-1][targets[image, -1]].replace("_", " ")
-                for place, words in ((-0.14, f"{labels[image, k]:.2f}"), (-0.28, name)):
+                for place, words in ((-0.14, f"{labels[image, k]:.2f}"), (-0.28, captions[image])):
                     axes.text(0.5, place, words, transform=axes.transAxes, fontsize=6.5, ha="center", va="baseline")
                 if column == 0:
                     axes.set_ylabel(f"class {k}", fontsize=6, labelpad=1.5)
                 if column == IMAGES // 2 and line == 0:
                     axes.set_title(f"auxiliary class #{block + 1}", fontsize=9, pad=5)
                 if column == block == 0:
-                    words = create_dataset.CLASS_NAMES[primary_level][primary_class].replace("_", " ")
+                    words = textwrap.fill(names[primary_class].replace("_", " "), 13)
                     axes.text(
-                        -0.28, 0.5, textwrap.fill(words, 13), transform=axes.transAxes, fontsize=8, ha="right",
-                        va="center", linespacing=1.1,
+                        -0.28, 0.5, words, transform=axes.transAxes, fontsize=8, ha="right", va="center",
+                        linespacing=1.1,
                     )  # fmt: skip
     return figure
 
@@ -171,12 +171,14 @@ def make_report(settings):
     targets, names = test.labels.cpu(), create_dataset.CLASS_NAMES[level]
     figure, generated, random, used, by_psi = None, {}, {}, {}, {}
     for seed, run in runs[pair, "maxl"].items():
-        trained = checkpoints.load_trained(run, "maxl", pair, seed, device)
+        trained = checkpoints.load_trained(run, cifar100.task("maxl", pair, seed, settings.out), device)
         psi = trained.settings["psi"]
         labels = checkpoints.generated_labels(trained.label_generator, test, level)
         largest = labels.argmax(dim=1)
         if figure is None:
-            figure, drawn = draw(test, labels, psi, level, classes, settings.draw_seed), seed
+            fine = [create_dataset.CLASS_NAMES[-1][c].replace("_", " ") for c in targets[:, -1]]
+            figure = draw(test.images, fine, labels, psi, targets[:, level], classes, names, settings.draw_seed)
+            drawn = seed
         generated[seed] = shared_information(largest, targets, level)
         if tuple(psi) not in by_psi:
             by_psi[tuple(psi)] = random_information(psi, targets, level)
@@ -194,15 +196,20 @@ def plan(settings, options=()):
     return cifar100.plan(settings, checkpoints.with_data_root(settings, options))
 
 
+def add_draw_seed(parser):
+    """Add --draw-seed."""
+    parser.add_argument(
+        "--draw-seed", type=checkpoints.seed_number, default=0, metavar="N",
+        help="of the auxiliary classes shown (default: %(default)s)",
+    )  # fmt: skip
+
+
 def add_options(parser):
     """Add --pairs, which takes one here, and what is drawn."""
     add = parser.add_argument
     add("--pairs", nargs=1, choices=cifar100.PAIRS, metavar="P-A", help="one pair (default: 20-100)")
     add("--classes", nargs="+", metavar="NAME", help=f"primary classes (default, of 20: {' '.join(CLASSES)})")
-    add(
-        "--draw-seed", type=checkpoints.seed_number, default=0, metavar="N",
-        help="of the auxiliary classes shown (default: %(default)s)",
-    )  # fmt: skip
+    add_draw_seed(parser)
     checkpoints.add_data_root(parser)
 
 

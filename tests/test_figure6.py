@@ -142,7 +142,7 @@ def test_under_each_image_stand_its_probability_and_its_true_class():
         name = create_dataset.CLASS_NAMES[3][split.labels[image, 3]]
         texts = [text.get_text() for text in axes.texts]
         assert texts[:2] == [f"{labels[image, k]:.2f}", name.replace("_", " ")] and name.endswith("_tree")
-        assert np.array_equal(axes.images[0].get_array(), split.padded[image, 4:-4, 4:-4].numpy())
+        assert np.array_equal(axes.images[0].get_array(), split.images[image].numpy())
 
 
 def test_bad_input_is_one_sentence(capsys):

@@ -1,9 +1,17 @@
-"""MNIST, SVHN and CIFAR-10 from their official files, fetched by torchvision; and generated stand-ins for them."""
+"""MNIST, SVHN and CIFAR-10 from their official files, fetched by torchvision; and generated stand-ins.
+
+Each function takes a folder, a Path, and returns ((images, labels) of the training split, the same of the test split):
+images uint8 (N, 32, 32, channels), labels int64 (N,). They raise InputError where the data is not to be had.
+"""
+
+import importlib.util
 
 import numpy as np
+import torch
 from torchvision import datasets
 
 import create_dataset
+from harness.exits import InputError
 
 MNIST_FILES = {  # of torchvision's folder MNIST/raw, with their MD5
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -14,12 +22,35 @@ MNIST_FILES = {  # of torchvision's folder MNIST/raw, with their MD5
 
 
 def read_mnist(root):
-    """MNIST: 28x28 digits in a border of 2 black pixels, images uint8 (N, 32, 32, 1); labels int64 (N,)."""
+    """The 28x28 digits in a border of 2 black pixels, one channel."""
     create_dataset.missing_files(root / "MNIST/raw", MNIST_FILES, "MNIST")
     archives = {f"MNIST/raw/{name}": (datasets.MNIST.mirrors[0] + name, md5) for name, md5 in datasets.MNIST.resources}
     with create_dataset.getting("MNIST", root, archives, "MNIST/raw/"):
         splits = [datasets.MNIST(root, train=train, download=True) for train in (True, False)]
     return [(np.pad(split.data.numpy(), ((0, 0), (2, 2), (2, 2)))[..., None], split.targets) for split in splits]
+
+
+def read_svhn(root):
+    """The cropped digits, training split without "extra"; the digit 0 is class 0. Needs scipy."""
+    if importlib.util.find_spec("scipy") is None:
+        raise InputError("SVHN's .mat files need the package scipy: pip install scipy")
+    sources = [datasets.SVHN.split_list[name] for name in ("train", "test")]
+    create_dataset.missing_files(root / "SVHN", {name: md5 for _, name, md5 in sources}, "SVHN")
+    archives = {f"SVHN/{name}": (url, md5) for url, name, md5 in sources}
+    with create_dataset.getting("SVHN", root, archives, "SVHN/"):
+        splits = [datasets.SVHN(root / "SVHN", name, download=True) for name in ("train", "test")]
+    return [(split.data.transpose(0, 2, 3, 1).copy(), torch.from_numpy(split.labels)) for split in splits]
+
+
+def read_cifar10(root):
+    """CIFAR-10; its files' MD5 are checked before anything is unpickled."""
+    official = datasets.CIFAR10
+    files = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
+    create_dataset.missing_files(root / official.base_folder, dict(files), "CIFAR-10")
+    archives = {official.filename: (official.url, official.tgz_md5)}
+    with create_dataset.getting("CIFAR-10", root, archives, f"{official.base_folder}/"):
+        splits = [official(root, train=train, download=True) for train in (True, False)]
+    return [(split.data, torch.tensor(split.targets)) for split in splits]
 
 
 def generate(root):

@@ -86,23 +86,24 @@ def estimate(tasks):
             if code:
                 raise InputError(f"{task.method} could not be measured: {said.getvalue().splitlines()[-1]}")
             row = read_curves(Path(folder) / "run")[-1]
-        train_images, test_images = create_dataset.SIZES[settings.dataset]
+        train_images, test_images = task.data.SIZES[settings.dataset]
         iterations = (settings.train_images or train_images) // settings.batch_size
         passes = row["seconds_train"] + row.get("seconds_meta", 0.0)
         seconds[task.method] = passes * iterations / (few // settings.batch_size)
-        seconds[task.method] += row["seconds_test"] * test_images / create_dataset.SIZES["synthetic"][1]
+        seconds[task.method] += row["seconds_test"] * test_images / task.data.SIZES["synthetic"][1]
     return seconds
 
 
 def show_status(tasks):
     """Print how far every run is, and about how long the rest will take, from the epochs run so far."""
+    width = max(24, *(len(task.name) for task in tasks))
     counts, seconds, cost, left = collections.Counter(), 0.0, 0.0, 0.0
     for task in tasks:
         state, rows = task.state(), read_curves(task.folder)
         why = task.failure() if state in ("unfinished", "not begun") else ""
         state = "failed" if why else state
         counts[state] += 1
-        print(f"{task.name:24s} {state:10s} epoch {len(rows)} of {task.settings.epochs} {why}".rstrip())
+        print(f"{task.name:{width}s} {state:10s} epoch {len(rows)} of {task.settings.epochs} {why}".rstrip())
         seconds += sum(map(row_seconds, rows))
         cost += task.cost * len(rows)
         left += task.cost * (task.settings.epochs - len(rows))

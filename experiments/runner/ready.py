@@ -5,8 +5,8 @@ import sys
 
 import torch
 
-import create_dataset
 import utils
+from experiments.backbones import BACKBONES
 
 
 def get_ready(tasks, jobs):
@@ -14,9 +14,9 @@ def get_ready(tasks, jobs):
 
     Raises InputError where the data is not to be had.
     """
-    for dataset, root in sorted({(task.settings.dataset, task.settings.data_root) for task in tasks}):
-        if dataset == "cifar100":
-            create_dataset.load_cifar100(root)
+    for data, dataset, root in {(task.data, task.settings.dataset, task.settings.data_root): 0 for task in tasks}:
+        if not dataset.startswith("synthetic"):
+            data.read(dataset, root)
     if not tasks:
         return
     folder = tasks[0].root.absolute()
@@ -40,5 +40,6 @@ def room_needed(tasks, jobs):
 def checkpoint_bytes(task):
     """Roughly: the weights of its networks, with a trunk as wide as its settings say."""
     with torch.device("meta"):
-        network = utils.Network(utils.Backbone(task.settings.width), 20, 100)
+        backbone = BACKBONES[task.settings.backbone] if "backbone" in task.settings else utils.Backbone
+        network = utils.Network(backbone(task.settings.width), 20, 100)
     return 4 * task.networks * sum(weight.numel() for weight in network.parameters())

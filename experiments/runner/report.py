@@ -10,8 +10,8 @@ from harness.files import read_settings
 
 # Settings in which runs that are compared have to be alike.
 SAME = (
-    "dataset", "epochs", "width", "batch_size", "train_images", "learning_rate", "halve_every", "focal_gamma",
-    "precision",
+    "dataset", "backbone", "epochs", "width", "batch_size", "train_images", "learning_rate", "momentum",
+    "weight_decay", "halve_every", "focal_gamma", "precision",
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ def check_alike(runs):
 
 def alike(run):
     """The settings that all runs of a figure share, in words."""
-    return ", ".join(f"{name.replace('_', ' ')} {run.settings[name]}" for name in SAME)
+    return ", ".join(f"{name.replace('_', ' ')} {run.settings[name]}" for name in SAME if name in run.settings)
 
 
 def mean_and_spread(values):

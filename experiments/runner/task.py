@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import create_dataset
 from experiments.runner import process
 from harness.curves import read_curves
 from harness.exits import InputError
@@ -27,7 +28,8 @@ class Task:
     root: Path
     options: tuple = ()  # arguments that all runs of the plan share
     cost: float = 1.0  # of an epoch, roughly and in epochs of Single, to weigh the time left
-    networks: int = 1  # in a checkpoint
+    networks: int = 1  # in a checkpoint, an optimizer's momentum counted as one
+    data: object = create_dataset  # where its dataset comes from: has SIZES, and read(name, data_root)
 
     @property
     def folder(self):

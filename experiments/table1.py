@@ -1,0 +1,221 @@
+"""Table 1: Single and MAXL, every primary class split into 2, 3, 5 or 10, on six datasets with three backbones.
+
+    python -m experiments.table1 --dry-run                          # the 90 runs, and their time on this machine
+    python -m experiments.table1                                    # run what is missing, then draw
+    python -m experiments.table1 --datasets mnist --psi 3 --seeds 0 # a part: Single and psi[i] = 3
+    python -m experiments.table1 --jobs 4                           # four at a time, spread over the visible GPUs
+    python -m experiments.table1 --plot                             # table and chart of what is there, also meanwhile
+    python -m experiments.table1 --quick                            # four small runs on generated images, in minutes
+
+Options that are not its own go to the scripts as they are: --epochs, --channels-last, --precision, --data-root ...
+MNIST, SVHN and CIFAR-10 are downloaded; the other three have to be there, and the first run says how they must lie.
+"""
+
+import statistics
+import sys
+
+from experiments.datasets import registry
+from experiments.datasets.registry import DATASETS
+from experiments.runner import report
+from experiments.runner.main import Experiment
+from experiments.runner.task import Task
+from harness.exits import InputError
+
+PSI = [2, 3, 5, 10]
+SEEDS = [0, 1, 2]
+SINGLE = "single"
+SIX = ["mnist", "svhn", "cifar10", "imagenet32", "cinic10", "ucf101"]
+BACKBONES = {"conv4": "4-layer ConvNet", "vgg16": "VGG-16", "resnet32": "ResNet-32"}
+GFLOP = {"conv4": 0.03, "vgg16": 0.63, "resnet32": 0.14}  # of an image's forward, to weigh the time left
+PAPER = {  # mean, ± in %; of UCF-101 the paper marks 54.70 as its best, not 55.39
+    "mnist": {SINGLE: (99.57, 0.02), 2: (99.56, 0.04), 3: (99.71, 0.02), 5: (99.59, 0.03), 10: (99.57, 0.02)},
+    "svhn": {SINGLE: (94.05, 0.07), 2: (94.39, 0.08), 3: (94.38, 0.07), 5: (94.59, 0.12), 10: (94.41, 0.09)},
+    "cifar10": {SINGLE: (92.77, 0.13), 2: (93.27, 0.09), 3: (93.47, 0.08), 5: (93.49, 0.05), 10: (93.10, 0.08)},
+    "imagenet32": {SINGLE: (46.67, 0.12), 2: (46.82, 0.14), 3: (46.97, 0.10), 5: (47.02, 0.11), 10: (46.85, 0.11)},
+    "cinic10": {SINGLE: (85.12, 0.08), 2: (85.66, 0.07), 3: (85.72, 0.07), 5: (85.83, 0.08), 10: (85.80, 0.10)},
+    "ucf101": {SINGLE: (53.15, 0.12), 2: (54.19, 0.18), 3: (55.39, 0.16), 5: (54.70, 0.12), 10: (54.32, 0.18)},
+}
+
+
+def run_name(dataset, method, seed):
+    """The name of a run's folder; method: SINGLE, or MAXL's ψ[i]."""
+    return f"single-{dataset}-seed{seed}" if method == SINGLE else f"maxl-{dataset}-psi{method}-seed{seed}"
+
+
+def task(dataset, method, seed, root, options=()):
+    """The run of a method on a dataset from a seed, as a Task."""
+    own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone]
+    cost = DATASETS[dataset].sizes[0] * GFLOP[DATASETS[dataset].backbone] / (50_000 * GFLOP["vgg16"])
+    kind, script, networks = "single", "experiments.model_single", 2  # with the optimizer's momentum
+    if method != SINGLE:
+        own += ["--psi", str(method)]
+        kind, script, networks, cost = "maxl", "experiments.model_maxl", 3, 4.7 * cost
+    own += ["--seed", str(seed)]
+    return Task(
+        run_name(dataset, method, seed), f"{kind} on {dataset}", script, tuple(own), root, tuple(options), cost,
+        networks, registry,
+    )  # fmt: skip
+
+
+def plan(settings, options=()):
+    """The runs, seed by seed, dataset by dataset. Raises InputError for a ψ[i] that cannot be."""
+    if not all(1 <= size <= 1000 for size in settings.psi):
+        raise InputError(f"--psi {' '.join(map(str, settings.psi))} is out of range; give whole numbers from 1 to 1000")
+    return [
+        task(dataset, method, seed, settings.out, options)
+        for seed in settings.seeds
+        for dataset in settings.datasets
+        for method in [SINGLE, *settings.psi]
+    ]
+
+
+# --- the table ---
+
+
+def read_runs(root, datasets, methods, seeds):
+    """{(dataset, method): {seed: RunOnDisk}} of all folders that have curves.
+
+    Raises InputError where there are none, and where runs on one dataset differ in more than method and seed.
+    """
+    runs = {}
+    for dataset in datasets:
+        for method in methods:
+            for seed in seeds:
+                folder = root / run_name(dataset, method, seed)
+                if (folder / "curves.csv").exists():
+                    runs.setdefault((dataset, method), {})[seed] = report.RunOnDisk(folder)
+        report.check_alike(runs_on(dataset, runs))
+    if not runs:
+        raise InputError(f"there are no runs of these datasets and seeds in {root} yet; start them without --plot")
+    return runs
+
+
+def runs_on(dataset, runs):
+    """All runs on a dataset, as a list."""
+    return [run for (theirs, _), found in runs.items() if theirs == dataset for run in found.values()]
+
+
+def table(runs, datasets, methods, seeds):
+    """A dict a cell: dataset and method, test accuracy in % of the final epoch, the gain over Single, the paper's."""
+    rows = []
+    for dataset in datasets:
+        single = finals(runs.get((dataset, SINGLE), {}))
+        for method in methods:
+            found = runs.get((dataset, method), {})
+            values = finals(found)
+            row = {"dataset": dataset, "backbone": DATASETS[dataset].backbone, "method": str(method)}
+            row |= {"begun": len(found), "n": len(values)}
+            row["mean"], row["std"] = report.mean_and_spread(list(values.values()))
+            gains = [values[seed] - single[seed] for seed in values if seed in single and method != SINGLE]
+            row["gain_n"] = len(gains)
+            row["gain_mean"], row["gain_std"] = report.mean_and_spread(gains)
+            row["paper_mean"], row["paper_std"] = PAPER.get(dataset, {}).get(method, (None, None))
+            row["seconds_per_run"] = statistics.fmean(found[seed].seconds for seed in values) if values else None
+            row["missing"] = report.missing(found, seeds)
+            rows.append(row)
+    return rows
+
+
+def finals(runs):
+    """{seed: accuracy in % of the final epoch} of the finished ones among {seed: RunOnDisk}."""
+    return {seed: run.accuracy[-1] for seed, run in runs.items() if run.finished}
+
+
+def markdown(rows, runs):
+    """Two lines a dataset, ours and the paper's, a column a method, the best of each line in bold; what is missing."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
+    headings = ["Single" if name == SINGLE else f"MAXL, ψ[i] = {name}" for name in names]
+    lines, notes = [], []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        cells = [row for row in rows if row["dataset"] == dataset]
+        title, backbone = DATASETS[dataset].title, BACKBONES[DATASETS[dataset].backbone]
+        lines.append([title, backbone, "ours", *line(cells)])
+        if dataset in PAPER:
+            lines.append(["", "", "paper", *line(cells, "paper_")])
+        alike = [report.alike(run) for run in runs_on(dataset, runs)[:1]]
+        missing = [f"{name}: {row['missing']}" for name, row in zip(headings, cells) if row["missing"] and row["begun"]]
+        notes.append(f"- {title}: " + "; ".join([*(alike or ["not run"]), *missing]) + ".\n")
+    return (
+        "Test accuracy in % in the final epoch, mean ± standard deviation, in brackets the number of finished runs; "
+        "the best of a line in bold.\n\n"
+    ) + "\n".join([report.markdown_table(["dataset", "backbone", "", *headings], lines), "".join(notes)])
+
+
+def line(cells, whose=""):
+    """A line's cells as text, the best in bold; whose: "" or "paper_"."""
+    best, texts = max(row[f"{whose}mean"] or 0.0 for row in cells), []
+    for row in cells:
+        mean, spread = row[f"{whose}mean"], row[f"{whose}std"]
+        if mean is None:
+            texts.append("" if whose else "not finished" if row["begun"] else "not run")
+            continue
+        text = report.with_spread(mean, spread)
+        texts.append((f"**{text}**" if mean == best else text) + ("" if whose else f" ({row['n']})"))
+    return texts
+
+
+# --- the chart ---
+
+
+def draw(rows, datasets):
+    """A panel a dataset: the gain over Single of the same seed for each ψ[i], mean ± std, beside the paper's."""
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(datasets))
+    lines = -(-len(datasets) // columns)
+    figure = Figure(figsize=(1 + 3.2 * columns, 0.8 + 2.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    shown = {}
+    for axes, dataset in zip(grid, datasets):
+        cells = [row for row in rows if row["dataset"] == dataset]
+        single = next((row["paper_mean"] for row in cells if row["method"] == SINGLE), None)
+        cells = [row for row in cells if row["method"] != SINGLE]
+        axes.axhline(0, color="black", linewidth=0.8)
+        for place, row in enumerate(cells):
+            if row["gain_mean"] is not None:
+                shown["MAXL, ours"] = axes.errorbar(
+                    place - 0.08, row["gain_mean"], row["gain_std"] or 0.0, fmt="o", color="#D55E00", capsize=3
+                )
+            if single is not None and row["paper_mean"] is not None:
+                (shown["MAXL, paper"],) = axes.plot(
+                    place + 0.08, row["paper_mean"] - single, "D", color="gray", markerfacecolor="none"
+                )
+        if not any(row["gain_mean"] is not None for row in cells):
+            axes.text(0.5, 0.92, "not run", ha="center", va="top", transform=axes.transAxes, color="gray")
+        axes.set_xticks(range(len(cells)), [row["method"] for row in cells])
+        axes.set_xlim(-0.5, len(cells) - 0.5)
+        axes.set_title(f"{DATASETS[dataset].title}, {BACKBONES[DATASETS[dataset].backbone]}", fontsize=10)
+        axes.set(xlabel="ψ[i]", ylabel="gain over Single (points)")
+        axes.grid(axis="y", alpha=0.3)
+    for axes in grid[len(datasets) :]:
+        axes.axis("off")
+    figure.legend(shown.values(), shown, loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def make_report(settings):
+    """The chart, and the table as rows and as text; what was not run is shown as such."""
+    methods = [SINGLE, *settings.psi]
+    runs = read_runs(settings.out, settings.datasets, methods, settings.seeds)
+    rows = table(runs, settings.datasets, methods, settings.seeds)
+    return draw(rows, settings.datasets), rows, markdown(rows, runs)
+
+
+def add_options(parser):
+    """Add --datasets and --psi."""
+    add = parser.add_argument
+    add(
+        "--datasets", nargs="+", choices=DATASETS, metavar="NAME",
+        help=f"{', '.join(DATASETS)} (default: the first six)",
+    )  # fmt: skip
+    add("--psi", nargs="+", type=int, metavar="N", help=f"classes of each primary class (default: {PSI})")
+
+
+experiment = Experiment(
+    "table1", __doc__, plan, make_report, add_options,
+    full={"datasets": SIX, "psi": PSI, "seeds": SEEDS},
+    quick={"datasets": ["synthetic-grey", "synthetic"], "psi": [3], "seeds": [0]},
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(experiment())
