@@ -190,7 +190,8 @@ def getting(title, root, archives, holds):
 
     archives: {path below root: (URL, MD5)}. holds: what a folder that has the data holds. Folders made in vain go.
     """
-    new_folders = [path for path in (root, *root.parents) if not path.exists()]
+    folders = {folder: 0 for name in archives for folder in (root / name).parents}  # the innermost first
+    new_folders = [folder for folder in folders if not folder.exists()]
     try:
         yield
     except InputError:
@@ -203,8 +204,9 @@ def getting(title, root, archives, holds):
         for path in new_folders:
             with contextlib.suppress(OSError):  # stays where something is in it
                 path.rmdir()
+        why = " ".join(str(error).split())  # on one line
         raise InputError(
-            f"{title} is not in {root}, {archive} {state}, and getting it failed ({error}). "
+            f"{title} is not in {root}, {archive} {state}, and getting it failed ({why}). "
             f"Three ways out: put the archive ({url}) there; name the folder that holds "
             f"{holds} with --data-root; or train on generated images with --dataset synthetic"
         ) from None

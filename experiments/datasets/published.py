@@ -35,10 +35,10 @@ def read_svhn(root):
     if importlib.util.find_spec("scipy") is None:
         raise InputError("SVHN's .mat files need the package scipy: pip install scipy")
     sources = [datasets.SVHN.split_list[name] for name in ("train", "test")]
-    create_dataset.missing_files(root / "SVHN", {name: md5 for _, name, md5 in sources}, "SVHN")
+    missing = create_dataset.missing_files(root / "SVHN", {name: md5 for _, name, md5 in sources}, "SVHN")
     archives = {f"SVHN/{name}": (url, md5) for url, name, md5 in sources}
     with create_dataset.getting("SVHN", root, archives, "SVHN/"):
-        splits = [datasets.SVHN(root / "SVHN", name, download=True) for name in ("train", "test")]
+        splits = [datasets.SVHN(root / "SVHN", name, download=bool(missing)) for name in ("train", "test")]
     return [(split.data.transpose(0, 2, 3, 1).copy(), torch.from_numpy(split.labels)) for split in splits]
 
 

@@ -1,0 +1,107 @@
+"""Table 1's backbones: their parameters counted by hand, the residual block written out, and the meta-gradient."""
+
+import pytest
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from test_meta_gradient import assert_gradients_equal, batch
+
+import model_vgg_maxl as maxl
+import utils
+from experiments.backbones import BACKBONES, BasicBlock, Conv4, ResNet32
+
+NEW = {"conv4": Conv4, "resnet32": ResNet32}
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_conv4_has_four_convolutions_of_64_filters(image_channels):
+    convolutions = 9 * 64 * (image_channels + 3 * 64) + 4 * 64  # weights and biases
+    assert parameters(Conv4(image_channels=image_channels)) == convolutions + 4 * 2 * 64
+    assert Conv4().feature_size == 256
+
+
+def test_resnet32_has_the_0_46_million_parameters_of_he_et_al():
+    """31 convolutions without biases, BatchNorm's two numbers a channel; the 32nd layer is the classifier."""
+    first, *stages = 9 * 3 * 16, 10 * 16 * 16 * 9, (16 + 9 * 32) * 32 * 9, (32 + 9 * 64) * 64 * 9
+    batch_norm = 2 * (11 * 16 + 10 * 32 + 10 * 64)
+    network = ResNet32()
+    assert parameters(network) == first + sum(stages) + batch_norm == 463_504
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 31
+    assert parameters(network) + 64 * 10 + 10 == 464_154  # "0.46M" of their Table 6, with its linear classifier
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("width", [1.0, 0.5, 1 / 64])
+@pytest.mark.parametrize("image_channels", [1, 3])
+def test_features_are_as_many_as_the_trunk_says(name, width, image_channels):
+    trunk = BACKBONES[name](width, image_channels)
+    features = trunk(torch.randn(2, image_channels, 32, 32))
+    assert features.shape == (2, trunk.feature_size)
+    assert trunk.feature_size == {"conv4": 4, "resnet32": 1}[name] * max(1, round(64 * width))
+
+
+def test_vgg16_takes_images_of_one_channel_too():
+    assert utils.VGG16(0.1, image_channels=1)(torch.randn(2, 1, 32, 32)).shape == (2, 51)
+
+
+def test_conv4_refuses_images_of_another_size():
+    with pytest.raises(ValueError, match="takes images of 32x32 pixels, these have 28x28"):
+        Conv4()(torch.randn(2, 3, 28, 28))
+
+
+@pytest.mark.parametrize("channels_in, channels, stride", [(4, 4, 1), (4, 8, 2), (3, 8, 2)])
+def test_a_residual_block_is_what_he_et_al_write(channels_in, channels, stride):
+    """relu(F(x) + shortcut), the shortcut every second pixel, its new channels zero on both sides."""
+    torch.manual_seed(0)
+    block, x = BasicBlock(channels_in, channels, stride), torch.randn(5, channels_in, 8, 8)
+    first, _, _, second, _ = block.layers
+
+    def batch_norm(z):
+        mean, variance = z.mean(dim=(0, 2, 3), keepdim=True), z.var(dim=(0, 2, 3), keepdim=True, unbiased=False)
+        return (z - mean) / (variance + 1e-5).sqrt()
+
+    expected = batch_norm(F.conv2d(x, first.weight, stride=stride, padding=1)).clamp_min(0)
+    expected = batch_norm(F.conv2d(expected, second.weight, padding=1))
+    before = (channels - channels_in) // 2
+    expected[:, before : before + channels_in] += x[:, :, ::stride, ::stride]
+    assert torch.allclose(block(x), expected.clamp_min(0), atol=1e-5)
+
+
+def test_an_untrained_residual_branch_leaves_its_input():
+    block, x = BasicBlock(4, 4, 1), torch.rand(2, 4, 8, 8)
+    nn.init.zeros_(block.layers[-1].weight)  # BatchNorm's
+    assert torch.equal(block(x), x)
+
+
+def networks(name, image_channels=3, width=1 / 8, psi=(2, 3)):
+    torch.manual_seed(0)
+    network = utils.Network(BACKBONES[name](width, image_channels), len(psi), sum(psi))
+    generator = maxl.LabelGenerator(BACKBONES[name](width, image_channels), list(psi))
+    utils.initialise(network, nn.init.xavier_uniform_)
+    utils.initialise(generator, nn.init.xavier_normal_)
+    return network.double(), generator.double()
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_forward_mode_equals_double_backward(name):
+    """θ1⁺'s step is long enough for the networks' curvature to count."""
+    found = {}
+    for method in maxl.META_GRADIENTS:
+        network, generator = networks(name)
+        images, primary = batch(2, size=12)
+        found[method], _ = maxl.meta_gradient(network, generator, images, primary, 0.1, method=method)
+    assert_gradients_equal(found["forward-mode"], found["double-backward"], relative=1e-9)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_convolution_of_a_trunk_is_remembered(name):
+    """Nothing works in place on what a convolution gave, so the pass along v redoes none of them."""
+    network, _ = networks(name)
+    with maxl.RememberedLayers() as layers:
+        network(torch.randn(4, 3, 32, 32, dtype=torch.float64))
+    trunk = [output._version == version for output, version in layers.outputs if output.dim() == 4]
+    assert len(trunk) == {"vgg16": 13, "conv4": 4, "resnet32": 31}[name] and all(trunk)
