@@ -180,11 +180,11 @@ def draw(rows, datasets):
                 (shown["MAXL, paper"],) = axes.plot(
                     place + 0.08, row["paper_mean"] - single, "D", color="gray", markerfacecolor="none"
                 )
-        if not any(row["gain_mean"] is not None for row in cells):
-            axes.text(0.5, 0.92, "not run", ha="center", va="top", transform=axes.transAxes, color="gray")
         axes.set_xticks(range(len(cells)), [row["method"] for row in cells])
         axes.set_xlim(-0.5, len(cells) - 0.5)
-        axes.set_title(f"{DATASETS[dataset].title}, {BACKBONES[DATASETS[dataset].backbone]}", fontsize=10)
+        title = f"{DATASETS[dataset].title}, {BACKBONES[DATASETS[dataset].backbone]}"
+        run = any(row["gain_mean"] is not None for row in cells)
+        axes.set_title(title if run else f"{title}: not run", fontsize=10)
         axes.set(xlabel="ψ[i]", ylabel="gain over Single (points)")
         axes.grid(axis="y", alpha=0.3)
     for axes in grid[len(datasets) :]:

@@ -1,0 +1,331 @@
+"""Table 1: its two scripts, the plan of 90 runs, the table from made-up curves; and Figure 6 on digits."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_same_run, curves, shortcuts
+
+import create_dataset
+import model_vgg_maxl
+import utils
+from experiments import figure6_mnist, model_maxl, model_single, table1
+from experiments.datasets import registry
+from experiments.runner import ready
+from harness import exits
+
+GREY = ["--dataset", "synthetic-grey", "--width", "0.05", "--train-images", "60", "--batch-size", "20"]
+SCRIPTS = {"model_single": (model_single, []), "model_maxl": (model_maxl, ["--psi", "2"])}
+
+
+@pytest.fixture(autouse=True)
+def few_test_images():
+    with shortcuts(test_images=200):
+        yield
+
+
+def run(name, *options, epochs=4):
+    script, own = SCRIPTS[name]
+    return exits.run_main(script.main, [*GREY, *own, "--epochs", str(epochs), *map(str, options)])
+
+
+def checkpoint(folder):
+    return torch.load(Path(folder) / "checkpoint.pt", weights_only=True)
+
+
+# --- the scripts ----------------------------------------------------------------------------------------
+
+
+def test_the_rates_fall_along_a_cosine_to_zero():
+    """η_t = η (1 + cos(π t / T)) / 2 in epoch t = 0, ..., T - 1, for both networks; and 0 at its end."""
+    assert run("model_maxl", "--out", "r", epochs=5) == 0
+    for name, first in (("learning_rate", 0.1), ("label_learning_rate", 0.001)):
+        expected = [first * (1 + math.cos(math.pi * t / 5)) / 2 for t in range(5)]
+        assert [float(row[name]) for row in curves("r")] == pytest.approx(expected)
+    parts = checkpoint("r")["parts"]
+    assert parts["optimizer"]["param_groups"][0]["lr"] == parts["label_optimizer"]["param_groups"][0]["lr"] == 0.0
+
+
+def test_the_optimizers_are_those_of_appendix_b():
+    assert run("model_maxl", "--out", "r", epochs=1) == 0
+    settings, parts = json.loads(Path("r/settings.json").read_text()), checkpoint("r")["parts"]
+    for name, momentum in (("optimizer", 0.9), ("label_optimizer", 0)):
+        (group,) = parts[name]["param_groups"]
+        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (momentum, 5e-4, False)
+    assert settings["learning_rate"] == 0.1 and settings["entropy_weight"] == 0.2 and settings["focal_gamma"] == 2.0
+    assert settings["psi"] == [2] * 10 and settings["backbone"] == "conv4"
+
+
+def test_an_epoch_of_single_is_sgd_with_momentum_written_out():
+    """Three batches: v = 0.9 v + (∇L + 5e-4 θ), θ = θ - 0.1 v, from the focal loss written down here."""
+    assert run("model_single", "--out", "r", epochs=1) == 0
+    torch.manual_seed(0)
+    network = utils.Network(model_single.make_trunk(model_single.parse(GREY)), 10)
+    utils.initialise(network, torch.nn.init.xavier_uniform_)
+    train, _ = registry.load("synthetic-grey", "", "cpu", train_images=60, seed=0)
+    velocity = [torch.zeros_like(p) for p in network.parameters()]
+    for images, labels in train.train_batches(20, torch.Generator().manual_seed(0)):
+        p = network(images)[0].softmax(dim=1)[torch.arange(20), labels[:, 0]]
+        gradients = torch.autograd.grad((-((1 - p) ** 2) * p.log()).mean(), list(network.parameters()))
+        with torch.no_grad():
+            for parameter, v, gradient in zip(network.parameters(), velocity, gradients):
+                v.mul_(0.9).add_(gradient + 5e-4 * parameter)
+                parameter.sub_(0.1 * v)
+    saved = checkpoint("r")["parts"]["network"]
+    for name, parameter in network.named_parameters():
+        assert torch.allclose(saved[name], parameter, atol=2e-5), name
+
+
+def test_the_look_ahead_is_a_plain_step_at_the_present_rate():
+    """Eq. 4: neither the optimizer's momentum nor its weight decay is in θ1⁺."""
+    torch.manual_seed(0)
+    settings = model_maxl.parse([*GREY, "--epochs", "4"])
+    network = utils.Network(model_single.make_trunk(settings), 10, 30)
+    label_generator = model_vgg_maxl.LabelGenerator(model_single.make_trunk(settings), [3] * 10)
+    optimizer, scheduler = model_single.make_optimizer(network, settings)
+    label_optimizer = torch.optim.SGD(label_generator.parameters(), lr=0.001)
+    images, primary = torch.randn(20, 1, 32, 32), torch.arange(20) % 10
+    for _ in range(2):  # so that there is momentum, and the rate is not the first
+        model_vgg_maxl.auxiliary_training_step(network, label_generator, optimizer, images, primary)
+        scheduler.step()
+    rate = 0.1 * (1 + math.cos(math.pi / 2)) / 2
+    expected, _ = model_vgg_maxl.meta_gradient(network, label_generator, images, primary, rate)
+    model_vgg_maxl.meta_training_step(network, label_generator, optimizer, label_optimizer, images, primary)
+    for parameter, gradient in zip(label_generator.parameters(), expected):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name, passes", [("model_single", 1), ("model_maxl", 2)])
+def test_a_run_goes_on_to_the_bit_with_its_momentum_and_its_rate(name, passes, monkeypatch):
+    assert run(name, "--out", "whole") == 0
+    batches, begun = create_dataset.Split.train_batches, []
+
+    def unplugged_after_two_epochs(split, *arguments):
+        begun.append(1)
+        if len(begun) > 2 * passes:
+            raise RuntimeError("unplugged")
+        return batches(split, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="unplugged"):
+        patch.setattr(create_dataset.Split, "train_batches", unplugged_after_two_epochs)
+        run(name, "--out", "halves")
+    optimizer = checkpoint("halves")["parts"]["optimizer"]
+    assert len(curves("halves")) == 2 and optimizer["state"][0]["momentum_buffer"].any()
+    assert run(name, "--out", "halves", "--resume") == 0
+    assert_same_run("whole", "halves")
+
+
+def test_a_run_annealed_to_zero_is_not_made_longer(capsys):
+    assert run("model_single", "--out", "r", epochs=2) == 0
+    assert run("model_single", "--out", "r", "--resume", epochs=3) == 2
+    assert "annealed_over was 2, now 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "script, options, said",
+    [
+        ("model_single", ["--dataset", "mnis"], "invalid choice: 'mnis'"),
+        ("model_single", ["--backbone", "vgg"], "invalid choice: 'vgg'"),
+        ("model_single", ["--learning-rate", "0"], "--learning-rate 0.0 is out of range"),
+        ("model_single", ["--primary-level", "1"], "--primary-level"),
+        ("model_maxl", ["--psi", "2,3"], "psi has 2 numbers, but synthetic-grey has 10 classes"),
+        ("model_maxl", ["--psi", "0"], "must hold whole numbers from 1 to 1000"),
+        ("model_maxl", ["--entropy-weight", "-1"], "--entropy-weight -1.0 is out of range"),
+    ],
+)
+def test_bad_input_is_one_sentence(script, options, said, capsys):
+    assert run(script, *options) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_one_number_of_psi_stands_for_all_classes_and_several_for_themselves():
+    assert model_maxl.parse(["--dataset", "imagenet32", "--psi", "3"]).psi == [3] * 1000
+    assert model_maxl.parse(["--dataset", "mnist", "--psi", "2*9,4"]).psi == [2] * 9 + [4]
+    assert model_maxl.parse(["--dataset", "ucf101"]).backbone == "resnet32"
+    assert model_single.parse(["--dataset", "ucf101", "--backbone", "vgg16"]).backbone == "vgg16"
+
+
+# --- the plan -------------------------------------------------------------------------------------------
+
+
+def tasks(*arguments):
+    settings, options = table1.experiment.parse(list(arguments))
+    return table1.experiment.tasks(settings, options)
+
+
+def test_the_plan_is_the_papers_90_runs():
+    plan = tasks()
+    assert len(plan) == len({task.folder for task in plan}) == 90
+    backbones = {task.settings.dataset: task.settings.backbone for task in plan}
+    assert backbones == {
+        "mnist": "conv4", "svhn": "conv4", "cifar10": "vgg16", "imagenet32": "vgg16", "cinic10": "resnet32",
+        "ucf101": "resnet32",
+    }  # fmt: skip
+    sizes = [set(task.settings.psi) if "psi" in task.settings else None for task in plan[:5]]
+    assert sizes == [None, {2}, {3}, {5}, {10}]
+    assert [task.settings.seed for task in plan] == [0] * 30 + [1] * 30 + [2] * 30
+    assert {(task.settings.epochs, task.settings.batch_size, task.settings.width) for task in plan} == {(200, 100, 1.0)}
+
+
+def test_the_plan_is_narrowed_and_options_reach_the_runs():
+    plan = tasks("--datasets", "svhn", "--psi", "3", "7", "--seeds", "4", "--epochs", "9", "--channels-last")
+    assert [task.name for task in plan] == ["single-svhn-seed4", "maxl-svhn-psi3-seed4", "maxl-svhn-psi7-seed4"]
+    assert all(task.settings.epochs == 9 and task.settings.channels_last for task in plan)
+    quick = tasks("--quick")
+    assert {task.settings.backbone for task in quick} == {"conv4", "resnet32"}
+    assert all(task.settings.dataset.startswith("synthetic") and task.settings.width == 0.125 for task in quick)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--psi", "0"], "--psi 0 is out of range"),
+        (["--datasets", "cifar100"], "invalid choice: 'cifar100'"),
+        (["--backbone", "vgg16"], "--backbone is set by table1 for each run; choose runs with --datasets, --psi"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(options, said, capsys):
+    assert exits.run_main(table1.experiment.main, ["--dry-run", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_data_that_is_not_there_is_said_before_a_run_starts(capsys):
+    assert exits.run_main(table1.experiment.main, ["--datasets", "cinic10", "--seeds", "0"]) == 2
+    assert "CINIC-10.tar.gz" in capsys.readouterr().err and not Path("runs/table1/logs").exists()
+
+
+def test_the_room_of_a_checkpoint_counts_both_networks_and_the_momentum():
+    single, maxl = tasks("--datasets", "cifar10", "--psi", "2", "--seeds", "0")
+    network = sum(p.numel() for p in utils.Network(utils.VGG16(), 20, 100).parameters())
+    assert ready.checkpoint_bytes(single) == 4 * 2 * network and ready.checkpoint_bytes(maxl) == 4 * 3 * network
+
+
+# --- the table ------------------------------------------------------------------------------------------
+
+
+def made_up_run(name, *accuracies, epochs=None):
+    folder = Path("r") / name
+    folder.mkdir(parents=True)
+    settings = {"dataset": name.split("-")[1], "epochs": epochs or len(accuracies), "device_name": "x"}
+    (folder / "settings.json").write_text(json.dumps(settings))
+    with open(folder / "curves.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", "test_primary_accuracy", "seconds_train"])
+        writer.writerows([e, a, 30.0] for e, a in enumerate(accuracies, start=1))
+
+
+def draw(*options):
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r", *options]) == 0
+    with open("r/table1.csv", newline="") as file:
+        return {(row["dataset"], row["method"]): row for row in csv.DictReader(file)}
+
+
+def test_the_table_has_the_known_means_gains_and_what_is_missing():
+    for seed, (single, maxl) in enumerate([(0.900, 0.920), (0.910, 0.915), (0.920, 0.925)]):
+        made_up_run(f"single-svhn-seed{seed}", 0.99, single)
+        made_up_run(f"maxl-svhn-psi5-seed{seed}", 0.1, maxl)
+    made_up_run("maxl-svhn-psi2-seed1", 0.2, 0.95)
+    made_up_run("maxl-svhn-psi3-seed0", 0.99, epochs=2)
+    rows = draw("--datasets", "svhn", "mnist")
+    five, two = rows["svhn", "5"], rows["svhn", "2"]
+    assert float(five["mean"]) == pytest.approx(92.0) and float(five["std"]) == pytest.approx(0.5)
+    assert float(five["gain_mean"]) == pytest.approx(1.0) and float(five["gain_std"]) == pytest.approx(0.75**0.5)
+    assert float(two["gain_mean"]) == pytest.approx(4.0) and two["gain_std"] == "" and two["n"] == "1"
+    assert float(five["paper_mean"]) == 94.59 and float(five["seconds_per_run"]) == 60.0
+    assert rows["mnist", "single"]["n"] == "0" and rows["svhn", "single"]["gain_mean"] == ""
+    lines = Path("r/table1.md").read_text().splitlines()
+    ours = "91.00 ± 1.00 (3) | **95.00** (1) | not finished | 92.00 ± 0.50 (3) | not run"
+    assert f"| SVHN | 4-layer ConvNet | ours | {ours} |" in lines
+    assert "|  |  | paper | 94.05 ± 0.07 | 94.39 ± 0.08 | 94.38 ± 0.07 | **94.59 ± 0.12** | 94.41 ± 0.09 |" in lines
+    (note,) = (line for line in lines if line.startswith("- SVHN"))
+    assert "MAXL, ψ[i] = 2: seed 0 not run, seed 2 not run" in note and "ψ[i] = 3: seed 0 at epoch 1 of 2" in note
+    assert "- MNIST: not run." in lines and Path("r/table1.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_chart_shows_gains_with_their_spread_beside_the_papers():
+    for seed, (single, maxl) in enumerate([(0.90, 0.92), (0.91, 0.915)]):
+        made_up_run(f"single-mnist-seed{seed}", single)
+        made_up_run(f"maxl-mnist-psi3-seed{seed}", maxl)
+    settings, _ = table1.experiment.parse(["--plot", "--out", "r", "--datasets", "mnist", "ucf101", "--psi", "2", "3"])
+    figure, *_ = table1.make_report(settings)
+    mnist, ucf101 = figure.axes
+    (bars,) = mnist.containers  # of the one method that was run
+    assert bars.lines[0].get_ydata() == pytest.approx([1.25])
+    (segment,) = bars.lines[2][0].get_segments()
+    assert segment[:, 1] == pytest.approx([1.25 - 0.75 * 2**0.5, 1.25 + 0.75 * 2**0.5])  # two values, 1.5 apart
+    paper = [line.get_ydata()[0] for line in ucf101.lines if line.get_marker() == "D"]
+    assert paper == pytest.approx([54.19 - 53.15, 55.39 - 53.15])
+    assert "not run" in ucf101.get_title() and "not run" not in mnist.get_title()
+
+
+def test_the_papers_numbers_are_those_of_its_text():
+    """The line of Table 1 as the paper prints it, datasets and methods in its order."""
+    printed = """
+        99.57±0.02 99.56±0.04 99.71±0.02 99.59±0.03 99.57±0.02
+        94.05±0.07 94.39±0.08 94.38±0.07 94.59±0.12 94.41±0.09
+        92.77±0.13 93.27±0.09 93.47±0.08 93.49±0.05 93.10±0.08
+        46.67±0.12 46.82±0.14 46.97±0.10 47.02±0.11 46.85±0.11
+        85.12±0.08 85.66±0.07 85.72±0.07 85.83±0.08 85.80±0.10
+        53.15±0.12 54.19±0.18 55.39±0.16 54.70±0.12 54.32±0.18
+    """.split()
+    ours = [table1.PAPER[dataset][method] for dataset in table1.SIX for method in ["single", 2, 3, 5, 10]]
+    assert [f"{mean:.2f}±{spread:.2f}" for mean, spread in ours] == printed
+
+
+def test_runs_of_different_settings_on_one_dataset_are_not_in_one_table(capsys):
+    made_up_run("single-mnist-seed0", 0.9)
+    made_up_run("maxl-mnist-psi2-seed0", 0.9, 0.9)
+    made_up_run("single-svhn-seed0", 0.9, 0.9, 0.9)
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
+    assert "differ in epochs" in capsys.readouterr().err
+
+
+def test_without_runs_one_sentence_says_so(capsys):
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
+    assert "there are no runs of these datasets and seeds" in capsys.readouterr().err
+
+
+# --- from end to end, and Figure 6 on digits ------------------------------------------------------------
+
+
+def test_quick_ends_with_its_table_and_chart_and_figure6_is_drawn_from_its_run(monkeypatch):
+    """The runs in this process, and smaller yet."""
+
+    def run_here(tasks, jobs):
+        return {task: "failed" for task in tasks if exits.run_main(task.script_module.main, [*task.arguments, *FEW])}
+
+    monkeypatch.setattr("experiments.runner.main.run_here", run_here)
+    few = ["--epochs", "1", "--train-images", "40", "--width", "0.05", "--batch-size", "20"]
+    FEW[:] = few
+    assert exits.run_main(table1.experiment.main, ["--quick", "--out", "r", *few]) == 0
+    text = Path("r/table1.md").read_text()
+    assert "generated images | ResNet-32 | ours" in text and "generated grey images | 4-layer ConvNet | ours" in text
+    assert text.count("(1)") == 4
+    arguments = ["--plot", "--out", "r", "--datasets", "synthetic-grey", "--classes", "3", "8"]
+    assert exits.run_main(figure6_mnist.experiment.main, arguments) == 0
+    with open("r/figure6_mnist.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["primary_class"] for row in rows] == list("0123456789") and {row["n"] for row in rows} == {"1"}
+    settings, _ = figure6_mnist.experiment.parse(arguments)
+    figure, *_ = figure6_mnist.make_report(settings)
+    assert len(figure.axes) == 2 * 3 * 5
+
+
+FEW = []
+
+
+def test_the_spread_of_digits_over_generated_classes_is_that_of_known_labels():
+    labels = torch.tensor([[0.7, 0.3, 0, 0], [0.6, 0.4, 0, 0], [0.1, 0.9, 0, 0], [0, 0, 1, 0], [0, 0, 0.8, 0.2]])
+    first, second = figure6_mnist.spread(labels, torch.tensor([0, 0, 0, 1, 1]), 2)
+    assert first == {"used": 2, "largest_share": pytest.approx(2 / 3), "surest": pytest.approx(2.2 / 3)}
+    assert second == {"used": 1, "largest_share": 1.0, "surest": pytest.approx(0.9)}
+
+
+def test_figure6_refuses_a_digit_that_is_none(capsys):
+    assert exits.run_main(figure6_mnist.experiment.main, ["--dry-run", "--classes", "3", "ten"]) == 2
+    assert "--classes ten: expected some of 0 to 9" in capsys.readouterr().err
