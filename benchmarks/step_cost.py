@@ -3,6 +3,7 @@
     python -m benchmarks.step_cost                                        # on the GPU where there is one
     python -m benchmarks.step_cost --device cpu --out results/benchmarks/cpu
     python -m benchmarks.step_cost --scaling --out results/benchmarks/cpu # and how it grows, some minutes more
+    python -m benchmarks.step_cost --backbone conv4 --psi 3*10            # one of Table 1's networks
 
 Prints a Markdown table; with --out also writes step_cost.json, step_cost.md and step_cost.png. The images are random
 and of CIFAR-100's shape: the time of a step does not depend on what is in them. F is one forward pass of the
@@ -29,8 +30,9 @@ import model_vgg_single
 import utils
 from benchmarks import finite_difference
 from benchmarks.table import chart, markdown
+from experiments.backbones import BACKBONES
 from harness.acceleration import PRECISIONS, Acceleration, CapturedStep, add_acceleration, select_device
-from harness.command_line import Parser
+from harness.command_line import Parser, add_psi
 from harness.exits import InputError, run_main
 from harness.run import environment
 
@@ -41,17 +43,20 @@ BATCHES = 10  # in a call of the rows "data and augmentation" and "test"
 class Bench:
     """The networks, one batch, and every row of the table as a function of no arguments."""
 
-    def __init__(self, device, width=1.0, batch_size=100, psi=(5,) * 20, seed=0, **acceleration):
+    def __init__(
+        self, device, width=1.0, batch_size=100, psi=(5,) * 20, seed=0, backbone="vgg16", **acceleration
+    ):  # fmt: skip
         torch.manual_seed(seed)
         self.device, self.batch_size, psi = device, batch_size, list(psi)
         fast = Acceleration(device, **acceleration)
         self.warm_up = CapturedStep.WARM_UP + 1 if fast.cuda_graphs else 1  # rounds
 
         def network(*classes):
-            return fast.place(utils.initialise(utils.Network(utils.Backbone(width), *classes), nn.init.xavier_uniform_))
+            trunk = BACKBONES[backbone](width)
+            return fast.place(utils.initialise(utils.Network(trunk, *classes), nn.init.xavier_uniform_))
 
         self.single, self.network = network(len(psi)), network(len(psi), sum(psi))
-        self.generator = model_vgg_maxl.LabelGenerator(utils.Backbone(width), psi)
+        self.generator = model_vgg_maxl.LabelGenerator(BACKBONES[backbone](width), psi)
         fast.place(utils.initialise(self.generator, nn.init.xavier_normal_))
         self.low_single, self.low_network = fast.lower(self.single), fast.lower(self.network)
         self.low_generator = fast.lower(self.generator)
@@ -174,6 +179,7 @@ def memory_of_rows(bench, arguments, rows):
         return dict.fromkeys(rows)
     command = [sys.executable, "-m", "benchmarks.step_cost", "--device", "cpu", "--width", str(arguments.width)]
     command += ["--batch-size", str(arguments.batch_size), "--precision", arguments.precision]
+    command += ["--backbone", arguments.backbone, "--psi", ",".join(map(str, arguments.psi))]
     command += ["--channels-last"] if arguments.channels_last else []
     command += ["--memory-of"]
     root = Path(__file__).resolve().parent.parent
@@ -185,6 +191,12 @@ def memory_of_rows(bench, arguments, rows):
 def acceleration(arguments):
     """The options that Acceleration takes."""
     return {name: getattr(arguments, name) for name in ("precision", "channels_last", "cuda_graphs")}
+
+
+def make_bench(arguments, device, **changed):
+    """The Bench that the command line asks for."""
+    sizes = {name: getattr(arguments, name) for name in ("width", "batch_size", "psi", "backbone")}
+    return Bench(device, **sizes | acceleration(arguments) | changed)
 
 
 def epoch_seconds(bench, seconds, passes):
@@ -200,12 +212,12 @@ def epoch_seconds(bench, seconds, passes):
 
 def step_costs(arguments, device):
     """The whole table as a dict; see the keys for the units."""
-    bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))
+    bench = make_bench(arguments, device)
     steps = [row for row in bench.rows if row.startswith(("Single", "Human", "MAXL"))]
     times = measure(bench, bench.rows, arguments.repeats)
     plain = bench  # a replayed graph shows neither its operations nor its memory
     if arguments.cuda_graphs:
-        plain = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments) | {"cuda_graphs": False})
+        plain = make_bench(arguments, device, cuda_graphs=False)
     median = {row: statistics.median(seconds) for row, seconds in times.items()}
     memory = memory_of_rows(plain, arguments, steps)
     matrix_rate = 2 * len(bench.matrix) ** 3 / median["matrix product"]
@@ -232,6 +244,8 @@ def step_costs(arguments, device):
     epochs = {name: epoch_seconds(bench, median, rows) for name, rows in passes.items()}
     batch, test = median["data and augmentation"] / BATCHES, epoch_seconds(bench, median, [])
     return {
+        "backbone": arguments.backbone,
+        "psi": list(arguments.psi),
         "width": arguments.width,
         "batch_size": arguments.batch_size,
         **acceleration(arguments),
@@ -247,13 +261,14 @@ def step_costs(arguments, device):
     }
 
 
-def scaling(device, repeats, width, batch_size):
+def scaling(device, arguments):
     """Seconds of four rows as batch size, width and auxiliary classes grow and by precision and memory layout."""
+    width, batch_size, classes = arguments.width, arguments.batch_size, len(arguments.psi)
     rows = ["Single step", "MAXL first pass", "MAXL second pass, forward-mode", "MAXL second pass, double-backward"]
     sweeps = {
         "batch size": {n: {"batch_size": n} for n in sorted({max(2, batch_size * k // 4) for k in (1, 2, 4, 8)})},
         "width": {w: {"width": w} for w in sorted({width / 4, width / 2, width})},
-        "auxiliary classes": {20 * k: {"psi": (k,) * 20} for k in (1, 5, 25, 100)},
+        "auxiliary classes": {classes * k: {"psi": (k,) * classes} for k in (1, 5, 25, 100)},
         "precision and layout": {
             f"{precision}{', channels last' * channels_last}": {"precision": precision, "channels_last": channels_last}
             for precision in PRECISIONS
@@ -265,8 +280,8 @@ def scaling(device, repeats, width, batch_size):
     for name, settings in sweeps.items():
         result[name] = {}
         for value, changed in settings.items():
-            bench = Bench(device, **({"width": width, "batch_size": batch_size} | changed))
-            times = measure(bench, rows, repeats)
+            bench = make_bench(arguments, device, **changed)
+            times = measure(bench, rows, arguments.repeats)
             result[name][value] = {row: statistics.median(seconds) for row, seconds in times.items()}
     return result
 
@@ -275,7 +290,10 @@ def main(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    add("--width", type=float, default=1.0, help="channel multiplier of VGG-16 (default: %(default)s)")
+    add("--width", type=float, default=1.0, help="channel multiplier of the backbone (default: %(default)s)")
+    add("--backbone", choices=BACKBONES, default="vgg16", help=f"{', '.join(BACKBONES)} (default: %(default)s)")
+    add_psi(parser)
+    parser.set_defaults(psi=[5] * 20)
     add("--batch-size", type=int, default=100, help="(default: %(default)s)")
     add("--repeats", type=int, default=5, help="rounds, after one of warm-up (default: %(default)s)")
     add_acceleration(parser)
@@ -288,13 +306,12 @@ def main(argv=None):
     device = select_device(arguments.device)
 
     if arguments.memory_of:
-        bench = Bench(device, arguments.width, arguments.batch_size, **acceleration(arguments))
-        print(peak_memory(bench, arguments.memory_of))
+        print(peak_memory(make_bench(arguments, device), arguments.memory_of))
         return
     command = " ".join(["python -m benchmarks.step_cost", *(sys.argv[1:] if argv is None else argv)])
     results = {"command": command, "environment": environment(device)} | step_costs(arguments, device)
     if arguments.scaling:
-        results["scaling"] = scaling(device, arguments.repeats, arguments.width, arguments.batch_size)
+        results["scaling"] = scaling(device, arguments)
     print(markdown(results))
     if arguments.out:
         out = Path(arguments.out)

@@ -15,7 +15,8 @@ def markdown(results):
         "",
         f"{where}.",
         "",
-        f"Width {results['width']}, batches of {results['batch_size']}, {results['precision']}"
+        f"{results['backbone']}, {len(results['psi'])} primary and {sum(results['psi'])} auxiliary classes, width "
+        f"{results['width']}, batches of {results['batch_size']}, {results['precision']}"
         f"{', channels last' * results['channels_last']}{', CUDA graphs' * results['cuda_graphs']}; median of "
         f"{results['repeats']} interleaved rounds after warm-up. One forward pass F is "
         f"{results['gflop_of_a_forward_per_image']:.3f} GFLOP an image; a matrix product runs at "

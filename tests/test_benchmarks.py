@@ -52,7 +52,8 @@ def test_the_benchmark_writes_its_table_as_json_markdown_and_chart(tmp_path, cap
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_the_memory_of_a_row_is_measured_in_a_process_of_its_own():
-    arguments = argparse.Namespace(width=0.25, batch_size=20, precision="fp32", channels_last=True, cuda_graphs=False)
+    arguments = {"width": 0.25, "batch_size": 20, "precision": "fp32", "channels_last": True, "cuda_graphs": False}
+    arguments = argparse.Namespace(**arguments, backbone="vgg16", psi=[5] * 20)
     bench = step_cost.Bench(CPU, arguments.width, arguments.batch_size)
     (memory,) = step_cost.memory_of_rows(bench, arguments, ["Single step"]).values()
     outputs = 20 * 4 * 32 * 32 * (2 * 16 + 2 * 32 / 4 + 3 * 64 / 16 + 3 * 128 / 64 + 3 * 128 / 256)  # of convolutions
@@ -73,6 +74,7 @@ def test_with_cuda_graphs_arithmetic_and_memory_are_those_of_the_step_as_it_is(m
     monkeypatch.setattr(step_cost, "Acceleration", Graphs)
     monkeypatch.setattr(step_cost.subprocess, "check_output", in_this_process)
     settings = {"width": 0.05, "batch_size": 4, "precision": "fp32", "channels_last": False, "cuda_graphs": True}
+    settings |= {"backbone": "vgg16", "psi": [5] * 20}
     results = step_cost.step_costs(argparse.Namespace(repeats=1, **settings), CPU)
     for row, forward_passes in (("Single step", 3), ("MAXL second pass, forward-mode", 11)):
         cost = results["steps"][row]
@@ -98,6 +100,19 @@ def test_the_arithmetic_of_a_step_is_that_of_the_derivation_but_for_the_first_la
     counted = bench.operations(row) / counter.get_total_flops()
     assert forward_passes - 0.12 < counted < forward_passes
     assert counted < bench.operations("MAXL second pass, double-backward") / counter.get_total_flops()
+
+
+@pytest.mark.parametrize("row, forward_passes, of_the_first_layer", [
+    ("Single step", 3, 1), ("MAXL first pass", 4, 1), ("MAXL second pass, forward-mode", 11, 4),
+])  # fmt: skip
+def test_the_arithmetic_of_conv4_is_that_of_the_derivation(row, forward_passes, of_the_first_layer):
+    """In a narrow network the first layer counts: each pass but a plain forward spares its product with the images."""
+    bench = step_cost.Bench(CPU, width=0.25, batch_size=8, backbone="conv4", psi=[3] * 10)
+    layers = [32**2 * 27 * 16, *(side**2 * 9 * 16 * 16 for side in (16, 8, 4))]
+    heads = [2 * 64 * 64, 64 * (10 + 30)]
+    forward = 8 * 2 * (sum(layers) + sum(heads))
+    expected = forward_passes * forward - of_the_first_layer * 8 * 2 * layers[0]
+    assert bench.operations(row) == pytest.approx(expected, rel=0.01)  # Single and the generator have one head
 
 
 def test_rows_are_interleaved_and_the_first_round_is_not_counted():

@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "create_dataset": {"harness"},
     **dict.fromkeys(SCRIPTS, {"utils", "create_dataset", "harness"}),
     "experiments": OURS - {"benchmarks"},
-    "benchmarks": OURS - {"experiments"},
+    "benchmarks": OURS,
 }
 
 
