@@ -8,9 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, SCRIPTS, TINY, curves, run_script
+
+from experiments import model_maxl
+from experiments.datasets import registry
+from harness import exits
 
 README = (REPOSITORY / "README.md").read_text()
 PAGES = {page: (REPOSITORY / page / "README.md").read_text() for page in ("experiments", "benchmarks", "results")}
@@ -79,11 +84,27 @@ def test_the_commands_printed_are_accepted():
 
 def test_the_commands_of_the_experiments_are_accepted():
     pages = "\n".join([README, *PAGES.values()])
-    commands = re.findall(r"^python -m (experiments\.\w+) *([^#\n]*)", pages, re.M)
+    commands = re.findall(r"^python -m (experiments\.[\w.]+) *([^#\n]*)", pages, re.M)
     assert len(commands) >= 14
     for name, arguments in commands:
         module = importlib.import_module(name)
         getattr(module, "experiment", module).parse(arguments.split())
+
+
+def test_the_dataset_that_experiments_shows_is_read_and_trained_on(monkeypatch):
+    function, line = re.findall(r"```python\n(def read_mine.*?)```\n+```python\n(.*?)```", PAGES["experiments"], re.S)[
+        0
+    ]
+    names = {"np": np, "torch": torch, "Dataset": registry.Dataset}
+    exec(function, names)
+    exec(f"added = {{{line}}}", names)
+    monkeypatch.setitem(registry.DATASETS, "mine", names["added"]["mine"])
+    labels = np.arange(70) % 7
+    images = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
+    np.savez("mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    few = ["--dataset", "mine", "--data-root", ".", "--width", "0.1", "--epochs", "1", "--batch-size", "35"]
+    assert exits.run_main(model_maxl.main, [*few, "--psi", "3", "--out", "r"]) == 0
+    assert Path("r/curves.csv").exists()
 
 
 def test_the_file_table_names_what_is_there():

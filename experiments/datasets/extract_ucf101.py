@@ -89,13 +89,13 @@ def parse(argv=None):
     for name in ("frames", "jobs"):
         if getattr(settings, name) < 1:
             raise InputError(f"--{name} {getattr(settings, name)} is out of range; give 1 or more")
-    if importlib.util.find_spec("av") is None:
-        raise InputError("videos are read with the package av: pip install av")
     return settings
 
 
 def main(argv=None):
     settings = parse(argv)
+    if importlib.util.find_spec("av") is None:
+        raise InputError("videos are read with the package av: pip install av")
     classes, *lists = read_lists(settings.splits)
     missing = [video for videos in lists for video in videos if not (settings.videos / video).is_file()]
     if missing:
