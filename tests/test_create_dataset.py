@@ -471,6 +471,13 @@ def test_a_subset_that_cannot_be_equal_is_so_to_within_one(labels_of_1000, count
     assert sizes.sum() == count and sizes.max() - sizes.min() == 1
 
 
+def test_the_seed_draws_which_classes_have_one_more(labels_of_1000):
+    """Each of 100 classes about half of the time: 200 draws of 150 images, 100 ± 7 standard."""
+    sizes = [torch.bincount(labels_of_1000[balanced_subset(labels_of_1000, 150, seed), 3]) for seed in range(200)]
+    larger = (torch.stack(sizes) == 2).sum(dim=0)
+    assert 70 < larger.min() and larger.max() < 130
+
+
 def test_a_subset_is_ascending_without_repeats_and_drawn_from_its_seed(labels_of_1000):
     first, again, other = (balanced_subset(labels_of_1000, 250, seed) for seed in (0, 0, 1))
     assert (first.diff() > 0).all() and first[0] >= 0 and first[-1] < 1000
