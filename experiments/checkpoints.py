@@ -34,7 +34,7 @@ def add_data_root(parser):
     """Add --data-root: the scripts' own option, which here also moves the data that a figure is drawn from."""
     parser.add_argument(
         "--data-root", metavar="DIR",
-        help="folder that holds, or will hold, cifar-100-python/ (default: dataset; with --plot, the runs' own)",
+        help="folder that holds, or will hold, the data (default: dataset; with --plot, the runs' own)",
     )  # fmt: skip
 
 

@@ -44,6 +44,18 @@ def run_name(method, pair, seed):
     return f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
 
 
+def compared(method, options):
+    """The options for a method: gradients compared at every 10th iteration, as Figures 4 and 7 need it, if not given.
+
+    Single has no two to compare, and no such option.
+    """
+    given = [i for i, option in enumerate(options) if option.split("=")[0] == "--cosine-every"]
+    if method != "single":
+        return options if given else [*options, "--cosine-every", "10"]
+    left_out = {place for i in given for place in (range(i, i + 2) if options[i] == "--cosine-every" else [i])}
+    return [option for i, option in enumerate(options) if i not in left_out]
+
+
 def task(method, pair, seed, root, options=()):
     """The run of a method on a pair of levels from a seed, as a Task."""
     primary, auxiliary = PAIRS[pair]
@@ -56,7 +68,8 @@ def task(method, pair, seed, root, options=()):
         own += ["--psi", ",".join(map(str, psi))]
     own += [*METHODS[method].options, "--seed", str(seed)]
     script, *_, cost, networks, _ = METHODS[method]
-    return Task(run_name(method, pair, seed), method, script, tuple(own), root, tuple(options), cost, networks)
+    options = tuple(compared(method, options))
+    return Task(run_name(method, pair, seed), method, script, tuple(own), root, options, cost, networks)
 
 
 def plan(settings, options=()):

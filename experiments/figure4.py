@@ -26,13 +26,6 @@ COLUMNS = {  # of curves.csv
 LAST_EPOCHS = 10  # of the table
 
 
-def plan(settings, options=()):
-    """Figure 3's runs, with the cosine similarity at every 10th iteration unless the options say otherwise."""
-    if not any(option.startswith("--cosine-every") for option in options):
-        options = [*options, "--cosine-every", "10"]
-    return cifar100.plan(settings, options)
-
-
 def read_runs(settings):
     """Figure 3's runs but Single's; raises InputError, with the way out, where one has no cosine similarity."""
     methods = [*WITH_AUXILIARY_TASK, "uniform", "maxl0"]
@@ -94,7 +87,7 @@ def make_report(settings):
 def similarity(name, doc, pairs):
     """The Experiment of Figure 4, or of Figure 7, which differ in their pairs."""
     return Experiment(
-        name, doc, plan, make_report, cifar100.add_options,
+        name, doc, cifar100.plan, make_report, cifar100.add_options,
         full={"pairs": pairs, "methods": WITH_AUXILIARY_TASK, "seeds": cifar100.SEEDS},
         quick={"pairs": pairs[:1], "seeds": [0]}, folder="figure3",
     )  # fmt: skip

@@ -78,8 +78,18 @@ def markdown(rows, found, settings):
     )
 
 
+def chosen_classes(settings):
+    """Ids of the primary classes to draw. Raises InputError for one that the dataset does not have."""
+    names = list(map(str, range(DATASETS[settings.datasets[0]].classes)))
+    for name in settings.classes:
+        if name not in names:
+            raise InputError(f"--classes {name} is not among the {len(names)} classes, 0 to {names[-1]}")
+    return [names.index(name) for name in settings.classes]
+
+
 def make_report(settings):
     """The figure, and the table as rows and as text."""
+    shown = chosen_classes(settings)
     (dataset,), device = settings.datasets, select_device("auto")
     runs = table1.read_runs(settings.out, [dataset], [PSI], settings.seeds)
     found = runs[dataset, PSI]
@@ -93,7 +103,6 @@ def make_report(settings):
         labels = checkpoints.generated_labels(trained.label_generator, test, 0)
         spreads[seed] = spread(labels, primary, classes)
         if figure is None:
-            shown = [names.index(name) for name in settings.classes]
             captions, psi = [""] * len(primary), trained.settings["psi"]
             figure = figure6.draw(test.images, captions, labels, psi, primary, shown, names, settings.draw_seed)
     rows = table(spreads, names)
@@ -102,9 +111,8 @@ def make_report(settings):
 
 def plan(settings, options=()):
     """Table 1's runs of MAXL with ψ[i] = 3."""
+    chosen_classes(settings)
     (dataset,) = settings.datasets
-    if wrong := set(settings.classes) - set(map(str, range(DATASETS[dataset].classes))):
-        raise InputError(f"--classes {' '.join(sorted(wrong))}: expected some of 0 to {DATASETS[dataset].classes - 1}")
     options = checkpoints.with_data_root(settings, options)
     return [table1.task(dataset, PSI, seed, settings.out, options) for seed in settings.seeds]
 

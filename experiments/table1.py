@@ -25,7 +25,7 @@ PSI = [2, 3, 5, 10]
 SEEDS = [0, 1, 2]
 SINGLE = "single"
 SIX = ["mnist", "svhn", "cifar10", "imagenet32", "cinic10", "ucf101"]
-BACKBONES = {"conv4": "4-layer ConvNet", "vgg16": "VGG-16", "resnet32": "ResNet-32"}
+TITLES = {"conv4": "4-layer ConvNet", "vgg16": "VGG-16", "resnet32": "ResNet-32"}
 GFLOP = {"conv4": 0.03, "vgg16": 0.63, "resnet32": 0.14}  # of an image's forward, to weigh the time left
 PAPER = {  # mean, ± in %; of UCF-101 the paper marks 54.70 as its best, not 55.39
     "mnist": {SINGLE: (99.57, 0.02), 2: (99.56, 0.04), 3: (99.71, 0.02), 5: (99.59, 0.03), 10: (99.57, 0.02)},
@@ -45,7 +45,7 @@ def run_name(dataset, method, seed):
 def task(dataset, method, seed, root, options=()):
     """The run of a method on a dataset from a seed, as a Task."""
     own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone]
-    cost = DATASETS[dataset].sizes[0] * GFLOP[DATASETS[dataset].backbone] / (50_000 * GFLOP["vgg16"])
+    cost = DATASETS[dataset].sizes[0] * GFLOP.get(DATASETS[dataset].backbone, 0.1) / (50_000 * GFLOP["vgg16"])
     kind, script, networks = "single", "experiments.model_single", 2  # with the optimizer's momentum
     if method != SINGLE:
         own += ["--psi", str(method)]
@@ -116,6 +116,11 @@ def table(runs, datasets, methods, seeds):
     return rows
 
 
+def titles(dataset):
+    """Of a dataset and of its backbone."""
+    return DATASETS[dataset].title, TITLES.get(DATASETS[dataset].backbone, DATASETS[dataset].backbone)
+
+
 def finals(runs):
     """{seed: accuracy in % of the final epoch} of the finished ones among {seed: RunOnDisk}."""
     return {seed: run.accuracy[-1] for seed, run in runs.items() if run.finished}
@@ -128,7 +133,7 @@ def markdown(rows, runs):
     lines, notes = [], []
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         cells = [row for row in rows if row["dataset"] == dataset]
-        title, backbone = DATASETS[dataset].title, BACKBONES[DATASETS[dataset].backbone]
+        title, backbone = titles(dataset)
         lines.append([title, backbone, "ours", *line(cells)])
         if dataset in PAPER:
             lines.append(["", "", "paper", *line(cells, "paper_")])
@@ -182,7 +187,7 @@ def draw(rows, datasets):
                 )
         axes.set_xticks(range(len(cells)), [row["method"] for row in cells])
         axes.set_xlim(-0.5, len(cells) - 0.5)
-        title = f"{DATASETS[dataset].title}, {BACKBONES[DATASETS[dataset].backbone]}"
+        title = ", ".join(titles(dataset))
         run = any(row["gain_mean"] is not None for row in cells)
         axes.set_title(title if run else f"{title}: not run", fontsize=10)
         axes.set(xlabel="ψ[i]", ylabel="gain over Single (points)")

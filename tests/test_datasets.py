@@ -106,6 +106,17 @@ def test_a_whole_archive_of_mnist_is_not_called_missing(monkeypatch):
     assert_one_sentence(error, "train-labels-idx1-ubyte.gz is not there")
 
 
+def test_unchecked_copies_of_mnist_are_not_read(mnist):
+    """Old versions of torchvision made them, and the new ones prefer them."""
+    Path("dataset/MNIST/processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save(
+            (torch.zeros(50, 28, 28, dtype=torch.uint8), torch.arange(50) % 10), f"dataset/MNIST/processed/{name}"
+        )
+    (images, _), _ = registry.read("mnist", "dataset")
+    assert len(images) == 30 and images.any()
+
+
 def test_the_real_mnist_has_the_counts_that_its_page_gives():
     root = Path(os.environ.get("MAXL_DATA") or Path(__file__).parents[1] / "dataset")
     if not (root / "MNIST/raw/train-images-idx3-ubyte").is_file():
@@ -201,6 +212,13 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
+def test_cifar10_that_cannot_be_had_names_the_ways_out():
+    with pytest.raises(InputError) as error:
+        registry.read("cifar10", "dataset")
+    assert_one_sentence(error, "CIFAR-10 is not in dataset", "cifar-10-python.tar.gz is not there", "Three ways out")
+    assert not Path("dataset").exists()
+
+
 def test_what_is_not_the_official_cifar10_is_never_unpickled(cifar10):
     path = Path("dataset/cifar-10-batches-py/data_batch_3")
     path.write_bytes(pickle.dumps(Evil()))
@@ -247,6 +265,19 @@ def cut_short(name):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def npy_in_the_place_of(name):
+    with open(f"dataset/ImageNet32/{name}.npz", "wb") as file:
+        np.save(file, PIXELS)
+
+
+def flip(name, mark, behind):
+    """Another byte some way behind a mark of the file."""
+    path = Path(f"dataset/ImageNet32/{name}.npz")
+    content = bytearray(path.read_bytes())
+    content[content.index(mark) + behind] ^= 255
+    path.write_bytes(content)
+
+
 PIXELS = np.zeros((100, 3072), np.uint8)
 LABELS = np.arange(100) + 1
 
@@ -257,6 +288,13 @@ LABELS = np.arange(100) + 1
         (lambda: cut_short("train_data_batch_3"), "train_data_batch_3.npz cannot be read"),
         (lambda: Path("dataset/ImageNet32/val_data.npz").unlink(), "lacks val_data.npz; get"),
         (lambda: imagenet_file("val_data", data=PIXELS), "val_data.npz cannot be read"),
+        (lambda: npy_in_the_place_of("val_data"), "val_data.npz cannot be read"),
+        (lambda: flip("val_data", b"PK\x01\x02", 10), "val_data.npz cannot be read"),  # the way of compression
+        (lambda: flip("val_data", b"PK", 5000), "val_data.npz cannot be read"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=7), "labels are int64 (); expected whole numbers (N,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS[:, None]), "labels are int64 (100, 1)"),
+        (lambda: imagenet_file("val_data", data=PIXELS[:0], labels=LABELS[:0]), "labels are int64 (0,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.astype(str)), "expected whole numbers (N,)"),
         (lambda: imagenet_file("val_data", data=PIXELS.astype(float), labels=LABELS), "data is float64 (100, 3072)"),
         (lambda: imagenet_file("val_data", data=PIXELS[:, :9], labels=LABELS), "data is uint8 (100, 9); expected"),
         (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS - 1), "from 0 to 99; expected 1 to 1000"),
@@ -264,6 +302,10 @@ LABELS = np.arange(100) + 1
         (
             lambda: imagenet_file("train_data_batch_9", data=PIXELS[1:], labels=LABELS[1:]),
             "999 training images; expected 1000",
+        ),
+        (
+            lambda: imagenet_file("train_data_batch_9", data=PIXELS.repeat(3, 0), labels=LABELS.repeat(3)),
+            "1200 training images; expected 1000",
         ),
     ],
 )
@@ -321,7 +363,9 @@ def test_cinic10_that_is_not_whole_is_refused_in_one_sentence(cinic, damage, sai
     assert_one_sentence(error, said)
 
 
-@pytest.mark.parametrize("name, said", [("cinic10", "CINIC-10.tar.gz"), ("ucf101", "UCF101.rar")])
+@pytest.mark.parametrize(
+    "name, said", [("imagenet32", "npz"), ("cinic10", "CINIC-10.tar.gz"), ("ucf101", "UCF101.rar")]
+)
 def test_what_has_to_be_there_says_where_it_is_to_be_had(name, said):
     with pytest.raises(InputError) as error:
         registry.read(name, "dataset")
@@ -331,11 +375,11 @@ def test_what_has_to_be_there_says_where_it_is_to_be_had(name, said):
 # --- UCF-101 --------------------------------------------------------------------------------------------
 
 
-def write_video(path, frames):
+def write_video(path, frames, codec="ffv1"):
     av = pytest.importorskip("av")
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as video:
-        stream = video.add_stream("ffv1", rate=25)
+        stream = video.add_stream(codec, rate=25)
         stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
         for grey in frames:
             frame = av.VideoFrame.from_ndarray(np.full((240, 320, 3), grey, np.uint8), format="rgb24")
@@ -349,18 +393,23 @@ def write_lists(classes="1 Archery\n2 Biking\n", train="Archery/a.avi 1\nBiking/
         Path("lists", name).write_text(text)
 
 
+@pytest.fixture
+def split_1_of_three_videos(monkeypatch):
+    for module in (extracted, extract_ucf101):
+        monkeypatch.setattr(module, "UCF101_TRAIN", 2)
+        monkeypatch.setattr(module, "UCF101_TEST", 1)
+
+
 def extract(*options):
     return exits.run_main(extract_ucf101.main, ["--videos", "v", "--splits", "lists", "--jobs", "2", *options])
 
 
-def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(monkeypatch):
+def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(split_1_of_three_videos):
     """The k-th frame is as grey as 5k, so that a frame tells its place."""
     write_lists()
     for name, count in (("Archery/a.avi", 40), ("Biking/b.avi", 20), ("Archery/c.avi", 21)):
         write_video(Path("v", name), [5 * k for k in range(count)])
     assert extract("--frames", "4") == 0
-    monkeypatch.setattr(extracted, "UCF101_TRAIN", 2)
-    monkeypatch.setattr(extracted, "UCF101_TEST", 1)
     (images, labels), (test_images, test_labels) = extracted.read_ucf101(Path("dataset"))
     assert images.shape == (8, 32, 32, 3) and images.dtype == np.uint8 and test_images.shape == (1, 32, 32, 3)
     assert labels.tolist() == [0] * 4 + [1] * 4 and test_labels.tolist() == [0]
@@ -369,7 +418,7 @@ def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(m
     assert abs(test_images.mean() - 5 * 10) < 3
 
 
-def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(capsys):
+def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1_of_three_videos, capsys):
     pytest.importorskip("av")
 
     def refused(said, *options):
@@ -385,6 +434,8 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(capsys)
     refused("Archery/a.avi is not of a class that classInd.txt has, or of another than its number")
     write_lists(classes="1 Archery\n3 Biking\n", train="Archery/a.avi 1\n")
     refused("does not number its classes from 1")
+    write_lists(test="")
+    refused("have 2 and 0 videos; expected 2 and 1, those of split 1")
     write_lists()
     refused("v lacks 3 of the lists' videos, Archery/a.avi for one")
     for name in ("Archery/a.avi", "Biking/b.avi", "Archery/c.avi"):
@@ -393,6 +444,10 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(capsys)
     refused("--frames 0 is out of range", "--frames", "0")
     Path("v/Biking/b.avi").write_bytes(b"no video")
     refused("b.avi cannot be read", "--frames", "2")
+    write_video(Path("v/Biking/b.avi"), range(40), codec="mpeg4")  # which decodes what is left
+    path = Path("v/Biking/b.avi")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    refused("of its 40 frames; unpack", "--frames", "2")
 
 
 def test_without_av_one_sentence_says_so(monkeypatch, capsys):
@@ -448,6 +503,8 @@ GOOD = np.zeros((40, 32, 32, 3), np.uint8), torch.arange(40) % 4
         ((GOOD[0], GOOD[1] + 1), "the test labels are torch.int64 of 4 classes, 1 to 4; expected int64, all of the 4"),
         ((GOOD[0], GOOD[1].clamp_max(2)), "of 3 classes, 0 to 2; expected int64, all of the 4 classes"),
         ((GOOD[0], GOOD[1].int()), "the test labels are torch.int32 of 4 classes"),
+        ((GOOD[0], GOOD[1][:, None]), "the test labels have shape (40, 1); expected (N,)"),
+        ((GOOD[0][:0], GOOD[1][:0]), "the test labels have shape (0,); expected (N,)"),
     ],
 )
 def test_what_no_dataset_may_be_is_refused_in_one_sentence(monkeypatch, test, said):

@@ -9,7 +9,7 @@ import torch
 from conftest import TINY, curves
 
 import create_dataset
-from experiments import cifar100, figure4, figure7, model_vgg_uniform, table3
+from experiments import cifar100, figure3, figure4, figure7, model_vgg_uniform, table3
 from experiments.runner import report
 from harness import exits
 
@@ -88,6 +88,16 @@ def test_the_plans_of_figures_4_and_7_are_figure_3s_runs_with_cosines():
         assert all(task.settings.cosine_every == 10 for task in tasks)
     settings, options = figure4.experiment.parse(["--cosine-every", "3", "--seeds", "0"])
     assert all(task.settings.cosine_every == 3 for task in figure4.experiment.plan(settings, options))
+
+
+@pytest.mark.parametrize("given, every", [([], 10), (["--cosine-every", "3"], 3), (["--cosine-every=0"], 0)])
+def test_figure_3s_runs_serve_figure_4_too_and_single_has_nothing_to_compare(given, every):
+    settings, options = figure3.experiment.parse([*given, "--epochs", "7", "--seeds", "0", "--pairs", "3-10"])
+    plan = {task.method: task.settings for task in figure3.experiment.tasks(settings, options)}
+    assert {method: task.cosine_every for method, task in plan.items() if method != "single"} == dict.fromkeys(
+        ["random", "kmeans", "human", "maxl"], every
+    )
+    assert "cosine_every" not in plan["single"] and all(task.epochs == 7 for task in plan.values())
 
 
 # --- Table 3 --------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from experiments.datasets.extracted import UCF101_TEST, UCF101_TRAIN
 from harness.command_line import Parser
 from harness.exits import InputError, run_main
 
@@ -49,6 +50,11 @@ def read_lists(folder):
             raise InputError(f"{folder}: {video} is not of a class that {LISTS[0]} has, or of another than its number")
     if sorted(classes.values()) != list(range(len(classes))):
         raise InputError(f"{folder / LISTS[0]} does not number its classes from 1 without a gap")
+    if (len(train), len(test)) != (UCF101_TRAIN, UCF101_TEST):
+        raise InputError(
+            f"the lists in {folder} have {len(train)} and {len(test)} videos; expected {UCF101_TRAIN} and "
+            f"{UCF101_TEST}, those of split 1"
+        )
     return classes, list(train), test
 
 
@@ -61,11 +67,14 @@ def frames(path, count):
 
     try:
         with av.open(str(path)) as video:
+            announced = video.streams.video[0].frames  # 0 where the header does not say
             shots = [
                 frame.reformat(32, 32, "rgb24", interpolation="AREA").to_ndarray() for frame in video.decode(video=0)
             ]
-    except (OSError, av.error.FFmpegError) as error:
+    except (OSError, IndexError, av.error.FFmpegError) as error:
         raise InputError(f"{path} cannot be read ({error}); unpack UCF101.rar anew") from None
+    if len(shots) < 0.95 * announced - 1:  # a header may be off by a frame or two
+        raise InputError(f"{path} has {len(shots)} of its {announced} frames; unpack UCF101.rar anew")
     if len(shots) < count:
         raise InputError(f"{path} has {len(shots)} frames, fewer than {count}; unpack it anew, or give less --frames")
     middles = [(2 * i + 1) * len(shots) // (2 * count) for i in range(count)]
@@ -86,6 +95,8 @@ def parse(argv=None):
     add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="videos at a time (default: %(default)s)")
     # fmt: on
     settings = parser.parse_args(argv)
+    for name in ("videos", "splits", "data_root"):
+        setattr(settings, name, getattr(settings, name).expanduser())
     for name in ("frames", "jobs"):
         if getattr(settings, name) < 1:
             raise InputError(f"--{name} {getattr(settings, name)} is out of range; give 1 or more")
@@ -103,6 +114,8 @@ def main(argv=None):
             f"{settings.videos} lacks {len(missing)} of the lists' videos, {missing[0]} for one; unpack all of "
             "UCF101.rar, or name its folder with --videos"
         )
+    path = settings.data_root / "UCF-101/frames.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {}
     with concurrent.futures.ProcessPoolExecutor(settings.jobs) as pool:
         for split, videos, count in zip(("train", "test"), lists, (settings.frames, 1)):
@@ -112,8 +125,6 @@ def main(argv=None):
             labels = np.array([classes[video.partition("/")[0]] for video in videos], np.int64)
             arrays[f"{split}_labels"] = labels.repeat(count)
             arrays[f"{split}_videos"] = np.arange(len(videos)).repeat(count)
-    path = settings.data_root / "UCF-101/frames.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name("frames.half.npz")
     np.savez(half, **arrays)
     half.replace(path)

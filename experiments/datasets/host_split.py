@@ -40,7 +40,7 @@ def split_for(images, labels, device, channels_last=False, mirror=True):
 def free_memory(device):
     """Bytes that the device has free; without end where the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        return torch.cuda.mem_get_info()[0]  # of the current one; torch 2.4 takes no device without its number
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

@@ -21,12 +21,20 @@ MNIST_FILES = {  # of torchvision's folder MNIST/raw, with their MD5
 }
 
 
+class MNIST(datasets.MNIST):
+    """torchvision's MNIST, but never from the unchecked copies in MNIST/processed that its old versions made."""
+
+    def _check_legacy_exist(self):
+        return False
+
+
 def read_mnist(root):
     """The 28x28 digits in a border of 2 black pixels, one channel."""
     create_dataset.missing_files(root / "MNIST/raw", MNIST_FILES, "MNIST")
-    archives = {f"MNIST/raw/{name}": (datasets.MNIST.mirrors[0] + name, md5) for name, md5 in datasets.MNIST.resources}
+    mirror = next(url for url in MNIST.mirrors if url.startswith("https"))
+    archives = {f"MNIST/raw/{name}": (mirror + name, md5) for name, md5 in MNIST.resources}
     with create_dataset.getting("MNIST", root, archives, "MNIST/raw/"):
-        splits = [datasets.MNIST(root, train=train, download=True) for train in (True, False)]
+        splits = [MNIST(root, train=train, download=True) for train in (True, False)]
     return [(np.pad(split.data.numpy(), ((0, 0), (2, 2), (2, 2)))[..., None], split.targets) for split in splits]
 
 

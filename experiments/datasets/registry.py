@@ -48,8 +48,10 @@ def read(name, data_root):
     Raises InputError where the data is not to be had, or is not this.
     """
     dataset = DATASETS[name]
-    splits = dataset.read(Path(os.path.expanduser(data_root)))
+    splits = [(images, torch.as_tensor(labels)) for images, labels in dataset.read(Path(os.path.expanduser(data_root)))]
     for split, (images, labels) in zip(("training", "test"), splits):
+        if labels.dim() != 1 or not len(labels):
+            raise InputError(f"{dataset.title}: the {split} labels have shape {tuple(labels.shape)}; expected (N,)")
         shape = (len(labels), create_dataset.IMAGE_SIZE, create_dataset.IMAGE_SIZE, dataset.channels)
         if images.shape != shape or str(images.dtype).rpartition(".")[2] != "uint8":
             raise InputError(

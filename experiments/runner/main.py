@@ -56,8 +56,7 @@ class Experiment:
         if settings.jobs < 1:
             raise InputError(f"--jobs {settings.jobs} is out of range; give 1 or more")
         for name, value in (self.full | (self.quick if settings.quick else {})).items():
-            if not getattr(settings, name):
-                setattr(settings, name, value)
+            setattr(settings, name, list(dict.fromkeys(getattr(settings, name) or value)))  # each once
         settings.out = Path(settings.out or folder + ("-quick" if settings.quick else ""))
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 

@@ -79,6 +79,8 @@ def estimate(tasks):
                 "max-minutes": 1e6,
                 "out": f"{folder}/run",
             }
+            if "cosine_every" in settings:
+                small["cosine-every"] = 0  # a few iterations do not have a tenth of it
             arguments = [*task.arguments, *(f"--{name}={value}" for name, value in small.items())]
             said = io.StringIO()
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -38,8 +38,9 @@ def room_needed(tasks, jobs):
 
 
 def checkpoint_bytes(task):
-    """Roughly: the weights of its networks, with a trunk as wide as its settings say."""
+    """Roughly: the weights of its networks, each taken for as large as the multi-task network."""
     with torch.device("meta"):
         backbone = BACKBONES[task.settings.backbone] if "backbone" in task.settings else utils.Backbone
-        network = utils.Network(backbone(task.settings.width), 20, 100)
+        psi = task.settings.psi if "psi" in task.settings else [5] * 20
+        network = utils.Network(backbone(task.settings.width), len(psi), sum(psi))
     return 4 * task.networks * sum(weight.numel() for weight in network.parameters())
