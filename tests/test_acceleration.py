@@ -34,8 +34,8 @@ def cosine(ours, theirs):
     return torch.cosine_similarity(*(torch.cat([t.flatten() for t in g]).double() for g in (ours, theirs)), dim=0)
 
 
-def optimizer_of(net, rate=0.01):
-    return torch.optim.SGD(net.parameters(), lr=rate)
+def optimizer_of(net, rate=0.01, momentum=0.0):
+    return torch.optim.SGD(net.parameters(), lr=rate, momentum=momentum)
 
 
 # --- precision ----------------------------------------------------------------------------------
@@ -196,10 +196,10 @@ class ReplayedOnCPU(acceleration.CapturedStep):
         return replay, outputs
 
 
-def train(step, device="cpu", iterations=24):
+def train(step, device="cpu", iterations=24, momentum=0.0):
     """Some steps with a change of the learning rate and, now and then, another option: weights and losses."""
     net = network(width=1 / 16).to(device)
-    optimizer = optimizer_of(net)
+    optimizer = optimizer_of(net, momentum=momentum)
     losses = []
     for iteration, batch in enumerate(batches(iterations, device=device)):
         if iteration == iterations // 2:
@@ -250,10 +250,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 @pytest.mark.cuda
 @needs_cuda
-def test_a_captured_step_on_the_gpu_trains_as_the_plain_one():
-    results = [
-        train(step, "cuda") for step in (acceleration.CapturedStep(utils.multi_task_step), utils.multi_task_step)
-    ]
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_captured_step_on_the_gpu_trains_as_the_plain_one(momentum):
+    steps = acceleration.CapturedStep(utils.multi_task_step), utils.multi_task_step
+    results = [train(step, "cuda", momentum=momentum) for step in steps]
     for ours, theirs in zip(*results, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 

@@ -11,6 +11,7 @@ from torchvision.transforms import functional as tv
 
 import create_dataset
 from create_dataset import Split, load, make_synthetic
+from experiments.datasets.host_split import HostSplit
 from harness.exits import InputError
 
 
@@ -216,9 +217,10 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA G
 
 @pytest.mark.cuda
 @needs_cuda
-def test_a_gpu_gives_the_batches_of_the_cpu():
+@pytest.mark.parametrize("kind", [Split, HostSplit])
+def test_a_gpu_gives_the_batches_of_the_cpu(kind):
     images, labels = random_images(100), numbered_labels(100)
-    cpu, gpu = Split(images, labels, "cpu"), Split(images, labels, "cuda")
+    cpu, gpu = Split(images, labels, "cpu"), kind(images, labels, "cuda")
     pairs = [*zip(cpu.train_batches(20, seeded()), gpu.train_batches(20, seeded()), strict=True)]
     pairs += zip(cpu.test_batches(30), gpu.test_batches(30), strict=True)
     assert len(pairs) == 9
