@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ def test_the_commands_of_the_experiments_are_accepted():
     assert len(commands) >= 14
     for name, arguments in commands:
         module = importlib.import_module(name)
-        getattr(module, "experiment", module).parse(arguments.split())
+        getattr(module, "experiment", module).parse(shlex.split(arguments))
 
 
 def test_the_dataset_that_experiments_shows_is_read_and_trained_on(monkeypatch):
