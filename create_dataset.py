@@ -328,8 +328,8 @@ class Split:
         (the order differs in every pass; the paper's 50,000 images in batches of 100 leave none).
         """
         device, count = self.labels.device, len(self)
-        order = torch.randperm(count, generator=generator)
-        labels, order = self.labels[order.to(device)], order.to(self.images.device)
+        order = torch.randperm(count, generator=generator).to(self.images.device)
+        labels = self.labels[order.to(device)]
         top = torch.randint(2 * PADDING + 1, (count, 1), generator=generator).to(device)
         left = torch.randint(2 * PADDING + 1, (count, 1), generator=generator).to(device)
         mirrored = torch.randint(2 if self.mirror else 1, (count, 1), generator=generator).bool().to(device)

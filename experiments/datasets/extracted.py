@@ -20,9 +20,12 @@ def open_arrays(path, *names):
     try:
         with np.load(path, allow_pickle=False) as file:
             return [file[name] for name in names]
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a damaged file makes of zipfile and numpy
+        why = " ".join(str(error).split())  # on one line
         raise InputError(
-            f"{path} cannot be read ({error}); it was cut short, or is another file: put the whole one there"
+            f"{path} cannot be read ({why}); it was cut short, or is another file: put the whole one there"
         ) from None
 
 
