@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -123,11 +124,41 @@ def script_process(name, *arguments, **options):
     return subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **(pipes | options))
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A folder for each script with the run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in SCRIPTS:
+        assert run_script(name, *TINY, "--out", folder / name, picture=True) == 0
+    return folder
+
+
+def wait_for_an_epoch(process):
+    """Until the run in r has its first row, or the process is over."""
+    while not Path("r/curves.csv").exists() and process.exitcode is None:
+        time.sleep(0.01)
+
+
 def curves(directory, with_seconds=False):
     """The rows of curves.csv as text, without the columns of seconds, which no two runs share."""
     with open(Path(directory) / "curves.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     return [{k: v for k, v in row.items() if with_seconds or not k.startswith("seconds_")} for row in rows]
+
+
+class Evil:
+    """Makes a folder "evil" when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def assert_one_sentence(error, *parts):
+    """The message is on one line and has all the parts. error: of pytest.raises."""
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
 
 
 def flatten(value, prefix=""):

@@ -1,0 +1,224 @@
+"""The real CIFAR-100 against Table 2 and the official files; damaged, missing and downloaded data."""
+
+import os
+import pickle
+import shutil
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from table2 import NAMES, PATHS
+
+import create_dataset
+from create_dataset import CIFAR100, load_cifar100
+from harness.exits import InputError
+
+FOLDER = "cifar-100-python"
+FILES = ("train", "test", "meta")
+
+
+@pytest.fixture(scope="module")
+def data_root():
+    """The folder that holds cifar-100-python/: $MAXL_DATA, else dataset/ of the repository."""
+    root = Path(os.environ.get("MAXL_DATA") or Path(__file__).parents[1] / "dataset")
+    if not all((root / FOLDER / name).is_file() for name in FILES):
+        pytest.skip(f"no CIFAR-100 in {root}; name its folder in MAXL_DATA")
+    return root.resolve()
+
+
+@pytest.fixture(scope="module")
+def official(data_root):
+    """The official files, unpickled with nothing of the code under test."""
+    return {name: pickle.loads((data_root / FOLDER / name).read_bytes(), encoding="latin1") for name in FILES}
+
+
+@pytest.fixture(scope="module")
+def splits(data_root):
+    return {name: CIFAR100(data_root, train=name == "train") for name in ("train", "test")}
+
+
+def copy_data(data_root, root, altered=None, change=None, left_out=()):
+    """A CIFAR-100 folder of links to the data, but for the file `altered`, which gets change(its path)."""
+    (root / FOLDER).mkdir(parents=True)
+    for name in set(FILES) - set(left_out):
+        source, target = data_root / FOLDER / name, root / FOLDER / name
+        if name == altered:
+            target.write_bytes(change(source))
+        else:
+            target.symlink_to(source)
+    return root
+
+
+@pytest.fixture
+def no_unpickling(monkeypatch):
+    def fail(*args, **kwargs):
+        pytest.fail("a file was unpickled before it was checked")
+
+    monkeypatch.setattr(torchvision.datasets.cifar.pickle, "load", fail)
+
+
+@pytest.fixture
+def no_download(monkeypatch):
+    def fail(*args, **kwargs):
+        pytest.fail("a download was tried")
+
+    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
+    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+
+
+def test_class_names_are_those_of_the_official_meta_file(official):
+    assert list(create_dataset.CLASS_NAMES[2]) == official["meta"]["coarse_label_names"]
+    assert list(create_dataset.CLASS_NAMES[3]) == official["meta"]["fine_label_names"]
+
+
+@pytest.mark.parametrize("name, count", [("train", 50_000), ("test", 10_000)])
+def test_levels_2_and_3_of_all_images_are_the_official_coarse_and_fine_labels(splits, official, name, count):
+    labels = torch.stack(list(splits[name].targets))
+    assert labels.dtype == torch.int64 and labels.shape == (count, 4)
+    assert labels[:, 2].tolist() == official[name]["coarse_labels"]
+    assert labels[:, 3].tolist() == official[name]["fine_labels"]
+
+
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_an_item_is_the_official_image_with_the_four_ids_of_its_row_of_table_2(splits, official, name):
+    path_of = {path[3]: path for path in PATHS}
+    for index in (0, 1, 4321, len(splits[name]) - 1):
+        image, label = splits[name][index]
+        pixels = np.asarray(official[name]["data"][index]).reshape(3, 32, 32).transpose(1, 2, 0)
+        assert np.array_equal(np.asarray(image), pixels)
+        assert isinstance(label, torch.Tensor) and label.dtype == torch.int64 and label.shape == (4,)
+        path = path_of[official["meta"]["fine_label_names"][official[name]["fine_labels"][index]]]
+        assert [NAMES[level][label[level]] for level in range(4)] == list(path)
+
+
+def test_a_data_loader_hands_out_the_labels_of_level_k_in_column_k(data_root, official, no_download):
+    split = CIFAR100(data_root, train=False, transform=torchvision.transforms.ToTensor())
+    images, train_label = next(iter(torch.utils.data.DataLoader(split, batch_size=256)))
+    assert images.dtype == torch.float32 and images.shape == (256, 3, 32, 32)
+    assert torch.equal((images * 255).round().flatten(1).byte(), torch.from_numpy(official["test"]["data"][:256]))
+    assert train_label.dtype == torch.int64 and train_label.shape == (256, 4)
+    fine_names = [official["meta"]["fine_label_names"][fine] for fine in official["test"]["fine_labels"][:256]]
+    path_of = {path[3]: path for path in PATHS}
+    for k in range(4):
+        assert train_label[:, k].tolist() == [NAMES[k].index(path_of[name][k]) for name in fine_names]
+
+
+def one_bit_flipped(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    return content
+
+
+def last_byte_lost(path):
+    return path.read_bytes()[:-1]
+
+
+def half_a_megabyte_of_it(path):
+    with open(path, "rb") as file:
+        return file.read(2**19)
+
+
+def emptied(path):
+    return b""
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("train", half_a_megabyte_of_it),
+        ("test", one_bit_flipped),
+        ("test", last_byte_lost),
+        ("meta", one_bit_flipped),
+        ("meta", last_byte_lost),
+        ("meta", emptied),
+    ],
+)
+def test_a_damaged_file_is_refused_by_name_before_anything_is_unpickled(
+    data_root, tmp_path, no_unpickling, no_download, name, change, train
+):
+    root = copy_data(data_root, tmp_path / "data", name, change)
+    try:
+        with pytest.raises(InputError) as error:
+            CIFAR100(root, train=train, download=True)
+        assert str(root / FOLDER / name) in str(error.value)
+    finally:
+        shutil.rmtree(root)  # pytest would keep it
+
+
+def test_a_damaged_file_is_refused_by_load_cifar100_too(data_root, tmp_path, no_unpickling, no_download):
+    root = copy_data(data_root, tmp_path, "meta", one_bit_flipped)
+    with pytest.raises(InputError) as error:
+        load_cifar100(root)
+    assert str(root / FOLDER / "meta") in str(error.value)
+
+
+def test_data_that_is_missing_is_not_downloaded_unasked(tmp_path, no_download):
+    with pytest.raises(InputError, match="train, test, meta"):
+        CIFAR100(tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_single_missing_file_is_named(data_root, tmp_path, no_unpickling, no_download, name):
+    root = copy_data(data_root, tmp_path, left_out=[name])
+    with pytest.raises(InputError, match=f"lacks {name};"):
+        CIFAR100(root)
+
+
+def test_the_inner_folder_given_as_the_root_is_refused_with_the_right_one_named(data_root, no_download):
+    with pytest.raises(InputError, match=f"name the one it lies in, {data_root}"):
+        load_cifar100(data_root / FOLDER)
+
+
+def test_data_in_place_is_loaded_without_a_download(data_root, official, no_download):
+    (images, labels), (test_images, test_labels) = load_cifar100(str(data_root))
+    assert images.dtype == test_images.dtype == np.uint8
+    assert np.array_equal(images.transpose(0, 3, 1, 2).reshape(50_000, -1), official["train"]["data"])
+    assert np.array_equal(test_images.transpose(0, 3, 1, 2).reshape(10_000, -1), official["test"]["data"])
+    assert labels[:, 3].tolist() == official["train"]["fine_labels"]
+    assert test_labels[:, 3].tolist() == official["test"]["fine_labels"]
+
+
+def test_missing_data_is_fetched_once_as_the_official_archive(data_root, official, tmp_path, monkeypatch):
+    root, calls = tmp_path / "new" / "data", []
+
+    def fake_download(url, download_root, filename=None, md5=None, **_):
+        calls.append((url, Path(download_root), filename, md5))
+        copy_data(data_root, Path(download_root))
+
+    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fake_download)
+    (images, _), (test_images, test_labels) = load_cifar100(root)
+    archive, md5 = "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"
+    assert calls == [(f"https://www.cs.toronto.edu/~kriz/{archive}", root, archive, md5)]
+    assert images.shape == (50_000, 32, 32, 3) and test_images.shape == (10_000, 32, 32, 3)
+    assert test_labels[:, 3].tolist() == official["test"]["fine_labels"]
+
+
+def test_a_failed_download_names_the_three_ways_out_and_leaves_no_folder(tmp_path, monkeypatch):
+    def fail(url, download_root, **_):
+        Path(download_root).mkdir(parents=True)  # as torchvision's does before it asks the network
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
+    root = tmp_path / "new" / "data"
+    with pytest.raises(InputError) as error:
+        load_cifar100(root)
+    text = str(error.value)
+    assert "Name or service not known" in text
+    assert str(root / "cifar-100-python.tar.gz") in text and "https://www.cs.toronto.edu/~kriz/" in text
+    assert "--data-root" in text and "--dataset synthetic" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_download_leaves_a_folder_that_was_there(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
+    with pytest.raises(InputError):
+        load_cifar100(tmp_path)
+    assert tmp_path.is_dir()

@@ -1,0 +1,250 @@
+"""ImageNet, CINIC-10 and UCF-101, on files in their official layouts that the tests write."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Evil, assert_one_sentence
+from PIL import Image
+
+from experiments.datasets import extract_ucf101, extracted, registry
+from harness import exits
+from harness.exits import InputError
+
+RNG = np.random.default_rng(0)
+
+# --- ImageNet -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def imagenet(monkeypatch):
+    """A small downsampled ImageNet in dataset/: ten training files and val_data.npz, labels from 1."""
+    folder, arrays = Path("dataset/ImageNet32"), {}
+    folder.mkdir(parents=True)
+    for name in [*(f"train_data_batch_{i}" for i in range(1, 11)), "val_data"]:
+        data, labels = RNG.integers(0, 256, (100, 3072), np.uint8), RNG.permutation(100) + 1
+        arrays[name] = data, labels
+        np.savez(folder / f"{name}.npz", data=data, labels=labels, mean=data.mean(axis=0))
+    monkeypatch.setattr(extracted, "IMAGENET_TRAIN", 1000)
+    monkeypatch.setattr(extracted, "IMAGENET_TEST", 100)
+    monkeypatch.setitem(registry.DATASETS, "imagenet32", registry.DATASETS["imagenet32"]._replace(classes=100))
+    return arrays
+
+
+def test_imagenet_has_its_images_and_labels_from_0_in_order(imagenet):
+    (images, labels), (test_images, test_labels) = registry.read("imagenet32", "dataset")
+    assert images.shape == (1000, 32, 32, 3) and test_images.shape == (100, 32, 32, 3)
+    for index in (0, 99, 100, 999):
+        data, theirs = imagenet[f"train_data_batch_{1 + index // 100}"]
+        assert np.array_equal(images[index], data[index % 100].reshape(3, 32, 32).transpose(1, 2, 0))
+        assert labels[index] == theirs[index % 100] - 1
+    assert test_labels.tolist() == (imagenet["val_data"][1] - 1).tolist()
+
+
+def imagenet_file(name, **arrays):
+    np.savez(f"dataset/ImageNet32/{name}.npz", **arrays)
+
+
+def cut_short(name):
+    path = Path(f"dataset/ImageNet32/{name}.npz")
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def npy_in_the_place_of(name):
+    with open(f"dataset/ImageNet32/{name}.npz", "wb") as file:
+        np.save(file, PIXELS)
+
+
+def flip(name, mark, behind):
+    """Another byte some way behind a mark of the file."""
+    path = Path(f"dataset/ImageNet32/{name}.npz")
+    content = bytearray(path.read_bytes())
+    content[content.index(mark) + behind] ^= 255
+    path.write_bytes(content)
+
+
+PIXELS = np.zeros((100, 3072), np.uint8)
+LABELS = np.arange(100) + 1
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda: cut_short("train_data_batch_3"), "train_data_batch_3.npz cannot be read"),
+        (lambda: Path("dataset/ImageNet32/val_data.npz").unlink(), "lacks val_data.npz; get"),
+        (lambda: imagenet_file("val_data", data=PIXELS), "val_data.npz cannot be read"),
+        (lambda: npy_in_the_place_of("val_data"), "val_data.npz cannot be read"),
+        (lambda: flip("val_data", b"PK\x01\x02", 10), "val_data.npz cannot be read"),  # the way of compression
+        (lambda: flip("val_data", b"PK", 5000), "val_data.npz cannot be read"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=7), "labels are int64 (); expected whole numbers (N,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS[:, None]), "labels are int64 (100, 1)"),
+        (lambda: imagenet_file("val_data", data=PIXELS[:0], labels=LABELS[:0]), "labels are int64 (0,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.astype(str)), "expected whole numbers (N,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS.astype(float), labels=LABELS), "data is float64 (100, 3072)"),
+        (lambda: imagenet_file("val_data", data=PIXELS[:, :9], labels=LABELS), "data is uint8 (100, 9); expected"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS - 1), "from 0 to 99; expected 1 to 1000"),
+        (lambda: imagenet_file("val_data", data=PIXELS[1:], labels=LABELS[1:]), "99 validation images; expected 100"),
+        (
+            lambda: imagenet_file("train_data_batch_9", data=PIXELS[1:], labels=LABELS[1:]),
+            "999 training images; expected 1000",
+        ),
+        (
+            lambda: imagenet_file("train_data_batch_9", data=PIXELS.repeat(3, 0), labels=LABELS.repeat(3)),
+            "1200 training images; expected 1000",
+        ),
+    ],
+)
+def test_imagenet_that_is_not_whole_is_refused_in_one_sentence(imagenet, damage, said):
+    damage()
+    with pytest.raises(InputError) as error:
+        registry.read("imagenet32", "dataset")
+    assert_one_sentence(error, said)
+
+
+def test_nothing_in_an_imagenet_file_is_unpickled(imagenet):
+    imagenet_file("val_data", data=np.array([Evil()]), labels=LABELS)
+    with pytest.raises(InputError, match="cannot be read"):
+        registry.read("imagenet32", "dataset")
+    assert not Path("evil").exists()
+
+
+# --- CINIC-10 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cinic(monkeypatch):
+    """Three images of each class in each split; one is grey, as some of the real ones are."""
+    monkeypatch.setattr(extracted, "CINIC_IMAGES", 3)
+    for split in ("train", "valid", "test"):
+        for c, name in enumerate(extracted.CINIC_CLASSES):
+            folder = Path("dataset/CINIC-10", split, name)
+            folder.mkdir(parents=True)
+            for i in range(3):
+                pixels = np.full((32, 32, 3), (c, i, len(split)), np.uint8)
+                Image.fromarray(pixels[:, :, 0] if c == i == 1 else pixels).save(folder / f"n{i}-{c}.png")
+
+
+def test_cinic10_is_its_train_and_test_folders_class_by_class(cinic):
+    for (images, labels), split in zip(registry.read("cinic10", "dataset"), ("train", "test")):
+        assert labels.tolist() == [c for c in range(10) for _ in range(3)]
+        for index, pixel in enumerate(images[:, 5, 7].tolist()):
+            c, i = divmod(index, 3)
+            assert pixel == ([1, 1, 1] if c == i == 1 else [c, i, len(split)])
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda folder: (folder / "n1-3.png").unlink(), "cat has 2 images; expected 3: unpack"),
+        (lambda folder: (folder / "n1-3.png").write_bytes(b"no image"), "n1-3.png is damaged"),
+        (lambda folder: (folder / "n1-3.png").write_bytes((folder / "n1-3.png").read_bytes()[:60]), "is damaged"),
+        (lambda folder: Image.new("RGB", (32, 31)).save(folder / "n1-3.png"), "has 32x31 pixels; expected 32x32"),
+    ],
+)
+def test_cinic10_that_is_not_whole_is_refused_in_one_sentence(cinic, damage, said):
+    damage(Path("dataset/CINIC-10/test/cat"))
+    with pytest.raises(InputError) as error:
+        registry.read("cinic10", "dataset")
+    assert_one_sentence(error, said)
+
+
+@pytest.mark.parametrize(
+    "name, said", [("imagenet32", "npz"), ("cinic10", "CINIC-10.tar.gz"), ("ucf101", "UCF101.rar")]
+)
+def test_what_has_to_be_there_says_where_it_is_to_be_had(name, said):
+    with pytest.raises(InputError) as error:
+        registry.read(name, "dataset")
+    assert_one_sentence(error, said, "https://")
+
+
+# --- UCF-101 --------------------------------------------------------------------------------------------
+
+
+def write_video(path, frames, codec="ffv1"):
+    av = pytest.importorskip("av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as video:
+        stream = video.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for grey in frames:
+            frame = av.VideoFrame.from_ndarray(np.full((240, 320, 3), grey, np.uint8), format="rgb24")
+            video.mux(stream.encode(frame))
+        video.mux(stream.encode())
+
+
+def write_lists(classes="1 Archery\n2 Biking\n", train="Archery/a.avi 1\nBiking/b.avi 2\n", test="Archery/c.avi\n"):
+    Path("lists").mkdir(exist_ok=True)
+    for name, text in zip(extract_ucf101.LISTS, (classes, train, test)):
+        Path("lists", name).write_text(text)
+
+
+@pytest.fixture
+def split_1_of_three_videos(monkeypatch):
+    for module in (extracted, extract_ucf101):
+        monkeypatch.setattr(module, "UCF101_TRAIN", 2)
+        monkeypatch.setattr(module, "UCF101_TEST", 1)
+
+
+def extract(*options):
+    return exits.run_main(extract_ucf101.main, ["--videos", "v", "--splits", "lists", "--jobs", "2", *options])
+
+
+def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(split_1_of_three_videos):
+    """The k-th frame is as grey as 5k, so that a frame tells its place."""
+    write_lists()
+    for name, count in (("Archery/a.avi", 40), ("Biking/b.avi", 20), ("Archery/c.avi", 21)):
+        write_video(Path("v", name), [5 * k for k in range(count)])
+    assert extract("--frames", "4") == 0
+    (images, labels), (test_images, test_labels) = extracted.read_ucf101(Path("dataset"))
+    assert images.shape == (8, 32, 32, 3) and images.dtype == np.uint8 and test_images.shape == (1, 32, 32, 3)
+    assert labels.tolist() == [0] * 4 + [1] * 4 and test_labels.tolist() == [0]
+    places = [5, 15, 25, 35, 2, 7, 12, 17]  # the middles of four quarters
+    assert np.abs(images.mean(axis=(1, 2, 3)) - 5.0 * np.array(places)).max() < 3
+    assert abs(test_images.mean() - 5 * 10) < 3
+
+
+def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1_of_three_videos, capsys):
+    pytest.importorskip("av")
+
+    def refused(said, *options):
+        assert extract(*options) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and said in error and error.count("\n") == 1
+        assert not Path("dataset/UCF-101/frames.npz").exists()
+
+    refused("classInd.txt cannot be read")
+    write_lists(train="Archery/a.avi one\n")
+    refused("the lists in lists are not UCF-101's")
+    write_lists(train="Archery/a.avi 2\n")
+    refused("Archery/a.avi is not of a class that classInd.txt has, or of another than its number")
+    write_lists(classes="1 Archery\n3 Biking\n", train="Archery/a.avi 1\n")
+    refused("does not number its classes from 1")
+    write_lists(test="")
+    refused("have 2 and 0 videos; expected 2 and 1, those of split 1")
+    write_lists()
+    refused("v lacks 3 of the lists' videos, Archery/a.avi for one")
+    for name in ("Archery/a.avi", "Biking/b.avi", "Archery/c.avi"):
+        write_video(Path("v", name), range(5))
+    refused("has 5 frames, fewer than 6", "--frames", "6")
+    refused("--frames 0 is out of range", "--frames", "0")
+    Path("v/Biking/b.avi").write_bytes(b"no video")
+    refused("b.avi cannot be read", "--frames", "2")
+    write_video(Path("v/Biking/b.avi"), range(40), codec="mpeg4")  # which decodes what is left
+    path = Path("v/Biking/b.avi")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    refused("of its 40 frames; unpack", "--frames", "2")
+
+
+def test_without_av_one_sentence_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(extract_ucf101.importlib.util, "find_spec", lambda name: None)
+    assert extract() == 2 and "pip install av" in capsys.readouterr().err
+
+
+def test_frames_of_too_few_videos_are_refused():
+    Path("dataset/UCF-101").mkdir(parents=True)
+    arrays = {f"{split}_{what}": np.zeros(3, np.int64) for split in ("train", "test") for what in ("labels", "videos")}
+    images = {f"{split}_images": np.zeros((3, 32, 32, 3), np.uint8) for split in ("train", "test")}
+    np.savez("dataset/UCF-101/frames.npz", **arrays, **images)
+    with pytest.raises(InputError) as error:
+        registry.read("ucf101", "dataset")
+    assert_one_sentence(error, "frames of 1 training and 3 test videos; expected 9537 and 3783: make it anew")

@@ -1,0 +1,212 @@
+"""MNIST, SVHN and CIFAR-10, on files in their official formats that the tests write; the real MNIST where it is."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import struct
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import Evil, assert_one_sentence
+
+from experiments.datasets import published, registry
+from harness.exits import InputError
+
+RNG = np.random.default_rng(0)
+
+
+def md5(path):
+    return hashlib.md5(Path(path).read_bytes()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    def fail(*args, **kwargs):
+        raise URLError("no network in tests")
+
+    for module in (torchvision.datasets.mnist, torchvision.datasets.cifar):
+        monkeypatch.setattr(module, "download_and_extract_archive", fail)
+    monkeypatch.setattr(torchvision.datasets.svhn, "download_url", fail)
+
+
+# --- MNIST ----------------------------------------------------------------------------------------------
+
+
+def write_idx(path, array):
+    """Big-endian: two zero bytes, 8 for unsigned bytes, the number of dimensions, the dimensions, the values."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())
+
+
+@pytest.fixture
+def mnist(monkeypatch):
+    """A small MNIST in dataset/, its files taken for the official ones."""
+    arrays = {}
+    for name, count in (("train", 30), ("t10k", 20)):
+        arrays[f"{name}-images-idx3-ubyte"] = RNG.integers(0, 256, (count, 28, 28), np.uint8)
+        arrays[f"{name}-labels-idx1-ubyte"] = RNG.permutation(np.arange(count, dtype=np.uint8) % 10)
+    for name, array in arrays.items():
+        write_idx(Path("dataset/MNIST/raw", name), array)
+        monkeypatch.setitem(published.MNIST_FILES, name, md5(f"dataset/MNIST/raw/{name}"))
+    return arrays
+
+
+def test_mnist_lies_in_a_border_of_two_black_pixels(mnist):
+    for (images, labels), name in zip(registry.read("mnist", "dataset"), ("train", "t10k")):
+        digits = mnist[f"{name}-images-idx3-ubyte"]
+        assert images.shape == (len(digits), 32, 32, 1) and images.dtype == np.uint8
+        assert np.array_equal(images[:, 2:30, 2:30, 0], digits)
+        assert images.sum(dtype=int) == digits.sum(dtype=int)  # so the border is 0
+        assert labels.tolist() == mnist[f"{name}-labels-idx1-ubyte"].tolist() and labels.dtype == torch.int64
+
+
+def test_a_damaged_mnist_file_is_named(mnist):
+    path = Path("dataset/MNIST/raw/t10k-labels-idx1-ubyte")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError) as error:
+        registry.read("mnist", "dataset")
+    assert_one_sentence(error, str(path), "not the official MNIST file", "delete it")
+
+
+def test_mnist_that_cannot_be_had_names_the_ways_out():
+    with pytest.raises(InputError) as error:
+        registry.read("mnist", "dataset")
+    assert_one_sentence(
+        error, "MNIST is not in dataset", "train-images-idx3-ubyte.gz is not there", "no network in tests",
+        "Three ways out", "--data-root", "--dataset synthetic",
+    )  # fmt: skip
+    assert not Path("dataset").exists()
+
+
+def test_a_whole_archive_of_mnist_is_not_called_missing(monkeypatch):
+    """One archive is there and whole; the first that is not is the one named."""
+    path = Path("dataset/MNIST/raw/train-images-idx3-ubyte.gz")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(b"x"))
+    first, *others = torchvision.datasets.MNIST.resources
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", [(first[0], md5(path)), *others])
+    with pytest.raises(InputError) as error:
+        registry.read("mnist", "dataset")
+    assert_one_sentence(error, "train-labels-idx1-ubyte.gz is not there")
+
+
+def test_unchecked_copies_of_mnist_are_not_read(mnist):
+    """Old versions of torchvision made them, and the new ones prefer them."""
+    Path("dataset/MNIST/processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save(
+            (torch.zeros(50, 28, 28, dtype=torch.uint8), torch.arange(50) % 10), f"dataset/MNIST/processed/{name}"
+        )
+    (images, _), _ = registry.read("mnist", "dataset")
+    assert len(images) == 30 and images.any()
+
+
+def test_the_real_mnist_has_the_counts_that_its_page_gives():
+    root = Path(os.environ.get("MAXL_DATA") or Path(__file__).parents[1] / "dataset")
+    if not (root / "MNIST/raw/train-images-idx3-ubyte").is_file():
+        pytest.skip(f"no MNIST in {root}; name its folder in MAXL_DATA")
+    (images, labels), (test_images, test_labels) = registry.read("mnist", root)
+    assert labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4] and len(images) == 60_000
+    assert images[:, 2:30, 2:30].mean() / 255 == pytest.approx(0.1307, abs=5e-5) and len(test_images) == 10_000
+
+
+# --- SVHN -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def svhn(monkeypatch):
+    """A small SVHN in dataset/: X (32, 32, 3, N), y (N, 1) from 1 to 10, 10 for the digit 0."""
+    io = pytest.importorskip("scipy.io")
+    arrays, sources = {}, {}
+    Path("dataset/SVHN").mkdir(parents=True)
+    for name, count in (("train", 30), ("test", 20)):
+        images = RNG.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        digits = RNG.permutation(np.arange(count) % 10)
+        path = f"dataset/SVHN/{name}_32x32.mat"
+        io.savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": np.where(digits == 0, 10, digits)[:, None]})
+        arrays[name], sources[name] = (images, digits), ["https://x", f"{name}_32x32.mat", md5(path)]
+    monkeypatch.setattr(torchvision.datasets.SVHN, "split_list", sources)
+    return arrays
+
+
+def test_svhn_has_its_images_upright_and_0_for_the_digit_0(svhn):
+    for (images, labels), (expected, digits) in zip(registry.read("svhn", "dataset"), svhn.values()):
+        assert np.array_equal(images, expected) and labels.tolist() == digits.tolist()
+
+
+def test_a_damaged_svhn_file_is_named(svhn):
+    path = Path("dataset/SVHN/test_32x32.mat")
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(InputError) as error:
+        registry.read("svhn", "dataset")
+    assert_one_sentence(error, str(path), "not the official SVHN file")
+
+
+def test_svhn_that_cannot_be_had_names_the_ways_out():
+    pytest.importorskip("scipy")
+    with pytest.raises(InputError) as error:
+        registry.read("svhn", "dataset")
+    assert_one_sentence(error, "SVHN/train_32x32.mat is not there", "Three ways out")
+    assert not Path("dataset").exists()
+
+
+def test_without_scipy_one_sentence_says_so(monkeypatch):
+    monkeypatch.setattr(published.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="pip install scipy"):
+        registry.read("svhn", "dataset")
+
+
+# --- CIFAR-10 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cifar10(monkeypatch):
+    """A small CIFAR-10 in dataset/: pickled batches of rows of 1024 red, 1024 green and 1024 blue pixels."""
+    folder, official = Path("dataset/cifar-10-batches-py"), torchvision.datasets.CIFAR10
+    folder.mkdir(parents=True)
+    names, arrays, files = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"], {}, {}
+    for name in names:
+        data, labels = RNG.integers(0, 256, (20, 3072), np.uint8), [int(c) for c in RNG.permutation(20) % 10]
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": labels}))
+        arrays[name], files[name] = (data, labels), md5(folder / name)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(official, "train_list", [[name, files[name]] for name in names[:-1]])
+    monkeypatch.setattr(official, "test_list", [[names[-1], files[names[-1]]]])
+    meta = official.meta | {"md5": md5(folder / "batches.meta")}
+    monkeypatch.setattr(official, "meta", meta)
+    return arrays
+
+
+def test_cifar10_has_its_images_and_labels_in_order(cifar10):
+    (images, labels), (test_images, test_labels) = registry.read("cifar10", "dataset")
+    assert images.shape == (100, 32, 32, 3) and test_images.shape == (20, 32, 32, 3)
+    for index in (0, 37, 99):
+        data, theirs = cifar10[f"data_batch_{1 + index // 20}"]
+        for channel in range(3):
+            plane = data[index % 20][1024 * channel : 1024 * (channel + 1)].reshape(32, 32)
+            assert np.array_equal(images[index, :, :, channel], plane)
+        assert labels[index] == theirs[index % 20]
+    assert test_labels.tolist() == cifar10["test_batch"][1]
+
+
+def test_cifar10_that_cannot_be_had_names_the_ways_out():
+    with pytest.raises(InputError) as error:
+        registry.read("cifar10", "dataset")
+    assert_one_sentence(error, "CIFAR-10 is not in dataset", "cifar-10-python.tar.gz is not there", "Three ways out")
+    assert not Path("dataset").exists()
+
+
+def test_what_is_not_the_official_cifar10_is_never_unpickled(cifar10):
+    path = Path("dataset/cifar-10-batches-py/data_batch_3")
+    path.write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(InputError) as error:
+        registry.read("cifar10", "dataset")
+    assert_one_sentence(error, str(path), "not the official CIFAR-10 file")
+    assert not Path("evil").exists()
