@@ -19,7 +19,8 @@ from experiments.datasets import registry
 from harness import exits
 
 README = (REPOSITORY / "README.md").read_text()
-PAGES = {page: (REPOSITORY / page / "README.md").read_text() for page in ("experiments", "benchmarks", "results")}
+FOLDERS = ("harness", "experiments", "benchmarks", "results")
+PAGES = {page: (REPOSITORY / page / "README.md").read_text() for page in FOLDERS}
 
 
 def example():
