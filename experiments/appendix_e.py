@@ -12,7 +12,6 @@ Figure 3's runs. Not here: semantic segmentation, and other designs of the label
 does not name.
 """
 
-import collections
 import dataclasses
 import itertools
 import sys
@@ -22,7 +21,6 @@ from experiments import cifar100
 from experiments.cifar100 import METHODS, Method
 from experiments.runner import report
 from experiments.runner.main import Experiment
-from harness.exits import InputError
 
 SCRIPT = "experiments.model_vgg_maxl_variants"
 VARIATIONS = {  # latent and validation have the dearer gradient
@@ -65,20 +63,13 @@ def plan(settings, options=()):
 
 
 def read_runs(root, pairs, seeds):
-    """{(pair, method): {seed: RunOnDisk}} of all folders that have curves; Single's stand under every pair.
-
-    Raises InputError where there are none, and where they differ in more than method, levels and seed.
-    """
-    runs = collections.defaultdict(dict)
-    for pair, method, seed in itertools.product(pairs, SHOWN, seeds):
-        folder = root / run_name(method, pair, seed)
-        if (folder / "curves.csv").exists():
-            runs[pair, method][seed] = report.RunOnDisk(folder)
+    """cifar100.read_runs of the variations beside MAXL and Single."""
+    runs = cifar100.find_runs(root, SHOWN, pairs, seeds, run_name)
+    for (_, method), found in runs.items():
+        for run in found.values():
             if method == "cross-entropy":  # γ = 0 is what makes it this variation, and no other difference
-                runs[pair, method][seed].settings["focal_gamma"] = model_vgg_maxl.SETTINGS["focal_gamma"]
-    if not runs:
-        raise InputError(f"there are no runs of these pairs and seeds in {root} yet; start them without --plot")
-    report.check_alike([run for found in runs.values() for run in found.values()])
+                run.settings["focal_gamma"] = model_vgg_maxl.SETTINGS["focal_gamma"]
+    report.check_alike(report.listed(runs))
     return runs
 
 
@@ -96,8 +87,7 @@ def table(runs, pairs, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    first = next(iter(next(iter(runs.values())).values()))
-    lines = []
+    shared, lines = report.alike(report.listed(runs)[0]), []
     for row in rows:
         unknown = "unfinished" if row["begun"] else "not run"
         accuracy = unknown if row["mean"] is None else report.with_spread(row["mean"], row["std"])
@@ -105,36 +95,18 @@ def markdown(rows, runs):
         lines.append([*cells, row["paper"], row["missing"]])
     return (
         "Variations of MAXL (Appendix E): test accuracy in % in the final epoch, mean ± standard deviation over n "
-        f"finished runs ({report.alike(first)}; the cross-entropy loss has γ = 0).\n\n"
+        f"finished runs ({shared}; the cross-entropy loss has γ = 0).\n\n"
     ) + report.markdown_table(
         ["primary → auxiliary", "method", "test accuracy (%)", "n", "in the paper", "missing"], lines
     )
-
-
-def draw(runs, pairs):
-    """Test accuracy over the epochs, a panel a pair: means over seeds as lines, ± a standard deviation as bands."""
-    figure, grid = cifar100.panels(pairs)
-    lines = {}
-    for pair, axes in grid.items():
-        for method, (_, label, colour, style, *_) in SHOWN.items():
-            curves = [run.accuracy for run in runs.get((pair, method), {}).values() if run.accuracy]
-            if curves:
-                lines[label] = report.draw_band(axes, curves, label, colour, style)
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
-        axes.set_ylabel("test accuracy (%)")
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    columns = 2 if len(pairs) == 1 else 4
-    figure.legend(lines.values(), lines, loc="outside upper center", ncols=columns, frameon=False, handlelength=3)
-    return figure
 
 
 def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = read_runs(settings.out, settings.pairs, settings.seeds)
     rows = table(runs, settings.pairs, settings.seeds)
-    return draw(runs, settings.pairs), rows, markdown(rows, runs)
+    figure = cifar100.draw_curves(runs, settings.pairs, SHOWN, "test accuracy (%)", lambda run: run.accuracy)
+    return figure, rows, markdown(rows, runs)
 
 
 def add_options(parser):

@@ -12,6 +12,7 @@ import model_vgg_maxl
 import utils
 from experiments.backbones import BACKBONES
 from experiments.datasets.registry import DATASETS
+from experiments.runner.report import listed
 from harness.acceleration import Acceleration
 from harness.exits import InputError
 from harness.files import read_checkpoint
@@ -104,7 +105,7 @@ def make_networks(settings):
 
 def load_test(runs, data_root, device):
     """The test Split of {(pair, method): {seed: RunOnDisk}}, which are alike in their dataset."""
-    settings = next(iter(next(iter(runs.values())).values())).settings
+    settings = listed(runs)[0].settings
     # of the training images, which are not needed, the fewest that there can be
     _, test = create_dataset.load(
         settings["dataset"], data_root or settings["data_root"], device, train_images=create_dataset.LEVEL_CLASSES[-1]

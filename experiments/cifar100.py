@@ -4,7 +4,7 @@ import collections
 from typing import NamedTuple
 
 import create_dataset
-from experiments.runner.report import RunOnDisk, check_alike, draw_band
+from experiments.runner.report import RunOnDisk, check_alike, draw_band, listed
 from experiments.runner.task import Task
 from harness.exits import InputError
 
@@ -121,31 +121,33 @@ def panels(pairs):
 def draw_curves(runs, pairs, methods, what, curve):
     """A figure with a panel a pair: means over seeds as lines, ± a standard deviation as bands, a line a method.
 
-    what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the epochs, empty where unknown.
+    methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
+    epochs, empty where unknown.
     """
     figure, grid = panels(pairs)
     shown = {}
     for pair, axes in grid.items():
-        for method in methods:
+        for method, (_, label, colour, style, *_) in methods.items():
             curves = list(filter(None, map(curve, runs.get((pair, method), {}).values())))
             if curves:
-                _, label, colour, style, *_ = METHODS[method]
                 shown[label] = draw_band(axes, curves, label, colour, style)
         if not axes.lines:
             axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    ordered = [METHODS[method].label for method in methods if METHODS[method].label in shown]
-    legend = {"loc": "outside upper center", "ncols": 5 if len(pairs) > 1 else 3, "frameon": False, "handlelength": 3}
+    ordered = [method.label for method in methods.values() if method.label in shown]
+    inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
+    columns = int(figure.get_figwidth() / inches)
+    legend = {"loc": "outside upper center", "ncols": columns, "frameon": False, "handlelength": 3}
     figure.legend([shown[label] for label in ordered], ordered, **legend)
     return figure
 
 
-def read_runs(root, methods, pairs, seeds):
+def find_runs(root, methods, pairs, seeds, run_name=run_name):
     """{(pair, method): {seed: RunOnDisk}} of all folders that have curves; Single's stand under every pair.
 
-    Raises InputError where there are none, and where the runs' settings differ in more than method, levels and seed.
+    run_name: (method, pair, seed) -> a folder's name. Raises InputError where there are none.
     """
     runs = collections.defaultdict(dict)
     for pair in pairs:
@@ -156,5 +158,11 @@ def read_runs(root, methods, pairs, seeds):
                     runs[pair, method][seed] = RunOnDisk(folder)
     if not runs:
         raise InputError(f"there are no runs of these pairs and seeds in {root} yet; start them without --plot")
-    check_alike([run for seeds in runs.values() for run in seeds.values()])
+    return runs
+
+
+def read_runs(root, methods, pairs, seeds):
+    """find_runs; raises InputError where the runs' settings differ in more than method, levels and seed, too."""
+    runs = find_runs(root, methods, pairs, seeds)
+    check_alike(listed(runs))
     return runs

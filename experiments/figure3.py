@@ -45,8 +45,7 @@ def table(runs, pairs, methods, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    first = next(iter(next(iter(runs.values())).values()))
-    lines = []
+    shared, lines = report.alike(report.listed(runs)[0]), []
     for row in rows:
         cells = [row["pair"].replace("-", " → "), row["method"]]
         for name in ("final", "best"):
@@ -58,7 +57,7 @@ def markdown(rows, runs):
         lines.append([*cells, row["missing"]])
     heading = ["primary → auxiliary", "method", "final epoch", "best epoch", "n", "paper", "time of a run"]
     return (
-        f"Test accuracy in %, mean ± standard deviation over n finished runs ({report.alike(first)}). The final epoch "
+        f"Test accuracy in %, mean ± standard deviation over n finished runs ({shared}). The final epoch "
         "is the number to report; the best epoch is chosen on the test set. Paper: MAXL in Table 3.\n\n"
     ) + report.markdown_table([*heading, "device", "missing"], lines)
 
@@ -69,7 +68,8 @@ def make_report(settings):
     there = {method for _, method in runs}
     methods = [method for method in METHODS if method in cifar100.FIVE or method in there]
     rows = table(runs, settings.pairs, methods, settings.seeds)
-    figure = cifar100.draw_curves(runs, settings.pairs, methods, "test accuracy (%)", lambda run: run.accuracy)
+    shown = {method: METHODS[method] for method in methods}
+    figure = cifar100.draw_curves(runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy)
     return figure, rows, markdown(rows, runs)
 
 

@@ -60,8 +60,7 @@ def table(runs, pairs, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    first = next(iter(next(iter(runs.values())).values()))
-    lines = []
+    shared, lines = report.alike(report.listed(runs)[0]), []
     for row in rows:
         cells = [row["pair"].replace("-", " → "), row["method"]]
         for column in COLUMNS:
@@ -71,7 +70,7 @@ def markdown(rows, runs):
     return (
         f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
         f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
-        f"({report.alike(first)}).\n\n"
+        f"({shared}).\n\n"
     ) + report.markdown_table(["primary → auxiliary", "method", *COLUMNS.values(), "n", "missing"], lines)
 
 

@@ -169,8 +169,7 @@ def table(runs, numbers, pairs, seeds):
 
 def markdown(rows, runs, settings, count):
     """The means as Markdown, with how they and the picture came about."""
-    first = next(iter(next(iter(runs.values())).values()))
-    lines = []
+    shared, lines = report.alike(report.listed(runs)[0]), []
     for row in (row for row in rows if row["seed"] == "mean"):
         of_seeds = [r for r in rows if r["seed"] != "mean" and (r["pair"], r["method"]) == (row["pair"], row["method"])]
         cells = [row["pair"].replace("-", " → "), row["method"]]
@@ -181,7 +180,7 @@ def markdown(rows, runs, settings, count):
         lines.append([*cells, "; ".join(each), str(row["n"]), row["missing"]])
     heading = ["primary → auxiliary", "method", "neighbours (%)", "silhouette", "test accuracy (%)", "by seed", "n"]
     return (
-        f"Features of the {count} test images, the trunk's output in evaluation mode ({report.alike(first)}). "
+        f"Features of the {count} test images, the trunk's output in evaluation mode ({shared}). "
         f"Neighbours: share of the images that the vote of their {NEIGHBOURS} nearest (Euclidean) among all other test "
         "images puts into the right primary class, leave-one-out, no training image taking part. Silhouette: of the "
         "primary classes, mean over the images. Test accuracy: of the primary head, in the same epoch. Mean ± standard "

@@ -92,7 +92,7 @@ def read_runs(root, datasets, methods, seeds):
 
 def runs_on(dataset, runs):
     """All runs on a dataset, as a list."""
-    return [run for (theirs, _), found in runs.items() if theirs == dataset for run in found.values()]
+    return report.listed({key: found for key, found in runs.items() if key[0] == dataset})
 
 
 def table(runs, datasets, methods, seeds):

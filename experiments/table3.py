@@ -49,8 +49,7 @@ def table(runs, pairs, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    first = next(iter(next(iter(runs.values())).values()))
-    lines = []
+    shared, lines = report.alike(report.listed(runs)[0]), []
     for row in rows:
         cells = [row["pair"].replace("-", " → "), f"{row['entropy_weight']:.1f}"]
         for name in ("accuracy", "used"):
@@ -61,7 +60,7 @@ def markdown(rows, runs):
     heading = ["primary → auxiliary", "λ", "test accuracy (%)", "paper", "classes used", "paper", "n", "missing"]
     return (
         f"MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
-        f"({report.alike(first)}).\n\n"
+        f"({shared}).\n\n"
     ) + report.markdown_table(heading, lines)
 
 
@@ -69,7 +68,8 @@ def make_report(settings):
     """The shares of classes used over the epochs as a figure, and the table."""
     runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
     rows = table(runs, settings.pairs, settings.seeds)
-    figure = cifar100.draw_curves(runs, settings.pairs, BOTH, "auxiliary classes used", lambda run: run.column(USED))
+    shown = {method: cifar100.METHODS[method] for method in BOTH}
+    figure = cifar100.draw_curves(runs, settings.pairs, shown, "auxiliary classes used", lambda run: run.column(USED))
     return figure, rows, markdown(rows, runs)
 
 

@@ -33,6 +33,11 @@ class RunOnDisk:
         return [100 * accuracy for accuracy in self.column("test_primary_accuracy")]
 
 
+def listed(runs):
+    """The runs of {key: {seed: RunOnDisk}}."""
+    return [run for found in runs.values() for run in found.values()]
+
+
 def check_alike(runs):
     """Raise InputError where the settings of the runs differ in more than method, levels and seed."""
     for run in runs:
