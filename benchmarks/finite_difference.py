@@ -1,6 +1,6 @@
 """The meta-gradient by a finite difference, as in DARTS (Liu, Simonyan, Yang 2019), to compare the exact one with.
 
-Not exact, and no cheaper: ReLU and max-pooling have kinks between the two points that the difference is taken of.
+Not exact: ReLU and max-pooling have kinks between the two points that the difference is taken of.
 """
 
 import torch

@@ -3,7 +3,7 @@
     python -m benchmarks.step_cost                                        # on the GPU where there is one
     python -m benchmarks.step_cost --device cpu --out results/benchmarks/cpu
     python -m benchmarks.step_cost --scaling --out results/benchmarks/cpu # and how it grows, some minutes more
-    python -m benchmarks.step_cost --backbone conv4 --psi 3*10            # one of Table 1's networks
+    python -m benchmarks.step_cost --backbone conv4 --psi '3*10'          # one of Table 1's networks
 
 Prints a Markdown table; with --out also writes step_cost.json, step_cost.md and step_cost.png. The images are random
 and of CIFAR-100's shape: the time of a step does not depend on what is in them. F is one forward pass of the

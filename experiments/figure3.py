@@ -6,7 +6,7 @@
     python -m experiments.figure3 --jobs 4                         # four at a time, spread over the visible GPUs
     python -m experiments.figure3 --status                         # how far each run is
     python -m experiments.figure3 --plot                           # figure and table of what is there, also meanwhile
-    python -m experiments.figure3 --submitit slurm --submitit-parameters timeout_min=600 slurm_partition=gpu
+    python -m experiments.figure3 --submitit slurm --submitit-parameters slurm_partition=gpu gpus_per_node=1
     python -m experiments.figure3 --quick                          # ten small runs on generated images, in minutes
 
 Options that are not its own go to the scripts as they are: --epochs, --width, --train-images, --precision, --device ...

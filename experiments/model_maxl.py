@@ -1,8 +1,8 @@
-"""MAXL, as Table 1 has it: on any dataset, with any backbone, every primary class split into as many classes.
+"""MAXL, as Table 1 has it: on any dataset, with any backbone; a single number as --psi is every class's ψ[i].
 
     python -m experiments.model_maxl --dataset mnist --psi 3        # psi[i] = 3 with the 4-layer ConvNet
     python -m experiments.model_maxl --dataset cifar10 --psi 5      # VGG-16
-    python -m experiments.model_maxl --dataset mnist --psi 2*9,4    # the last class into 4
+    python -m experiments.model_maxl --dataset mnist --psi '2*9,4'  # the last class into 4
     python -m experiments.model_maxl --quick                        # a first look on generated images
 
 The multi-task network is trained with momentum, weight decay and a rate annealed to zero, as Single is; the label

@@ -11,8 +11,8 @@ no-mask         a plain SoftMax over all auxiliary classes in place of Mask Soft
 latent          the label generator gives a vector, which the auxiliary head regresses (mean squared error); as many
                 numbers as auxiliary classes; no entropy loss, which is of a distribution.
 same-iteration  an epoch is one pass, and each batch updates both networks, the multi-task network first.
-validation      the label generator is judged on a tenth of the training images, held out, augmented alike, which the
-                multi-task network never learns.
+validation      the label generator is judged on a tenth of the training images, held out, augmented alike, on which the
+                multi-task network never trains.
 
 All else is model_vgg_maxl.py's, the initial weights from a seed too. Not yet run at full length.
 """

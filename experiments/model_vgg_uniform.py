@@ -1,4 +1,4 @@
-"""Uniform: the multi-task network on labels that say nothing, a control of ours that the paper does not have.
+"""Uniform: the multi-task network on labels that tell no more than the primary class, a control of ours.
 
     python -m experiments.model_vgg_uniform                                # 20 classes, psi[i] = 5
     python -m experiments.model_vgg_uniform --primary-level 0 --psi 3,3,4  # 3 classes into 10
