@@ -111,7 +111,7 @@ def meta_gradient(
     method: "double-backward" differentiates through θ1⁺, as Algorithm 1 has it. "forward-mode" gives the same
     gradient without a second-order graph: the auxiliary loss is linear in the labels, so with v = ∇L_pri(θ1⁺)
         ∂L_pri(θ1⁺)/∂y_nk = -(α/N) D_v ℓ_nk(θ1),    D_v the derivative along v: one forward-mode pass.
-    It runs the network at θ1 twice, the second time with the same random draws (dropout).
+    It runs the network at θ1 twice, with the same random draws. Neither method bears TF32 or autocast (README, Speed).
 
     Returns (gradients, a tuple in the order of the label generator's trainable parameters; the look-ahead primary loss
     and the entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the

@@ -80,7 +80,10 @@ class Bench:
         if fast.precision == "bf16":
             self.matrix = self.matrix.bfloat16()
 
-        self.rows = {
+    @property
+    def rows(self):
+        """What is measured, {name: function}; made anew, as a Bench that held them would be held by them."""
+        rows = {
             "matrix product": lambda: self.matrix @ self.matrix,
             "data and augmentation": self.data,
             "test": self.test,
@@ -90,8 +93,9 @@ class Bench:
             "MAXL first pass with cosine similarity": lambda: self.first_pass(cosine=True),
         }
         for method in model_vgg_maxl.META_GRADIENTS:
-            self.rows[f"MAXL second pass, {method}"] = lambda method=method: self.second_pass(method)
-        self.rows["MAXL second pass, finite-difference"] = self.finite_difference_pass
+            rows[f"MAXL second pass, {method}"] = lambda method=method: self.second_pass(method)
+        rows["MAXL second pass, finite-difference"] = self.finite_difference_pass
+        return rows
 
     def data(self):
         for _ in self.split.train_batches(self.batch_size, torch.Generator().manual_seed(0)):

@@ -109,14 +109,19 @@ def allow_tf32(allowed):
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
+def generator_states():
+    """The states of all of torch's generators that a step may draw from; the host has them, no GPU is waited for."""
+    return [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+
+
 class CapturedStep:
     """A training step as a CUDA graph, one launch in place of hundreds; called like the step. Not yet run on a GPU.
 
     Tensors among the positional arguments are the graph's inputs. All else is part of the graph, learning rates too:
     other arguments (which have to be hashable) get a graph of their own, other rates replace all graphs. Frozen in a
-    graph, and not looked at again, are the networks' training mode, TF32, the optimizer's settings other than the rate,
-    and which networks draw at random. The first calls of each run the step as it is, since what is set up once must
-    not be captured. The tensors returned are written over by the next call.
+    graph, and not looked at again, are the networks' training mode, TF32 and the optimizer's settings other than the
+    rate. The first calls of each run the step as it is, since what is set up once must not be captured; a step that
+    draws from torch's generators in them is never captured. The tensors returned are written over by the next call.
     """
 
     WARM_UP = 3  # calls; cuDNN looks for its best kernels in the first
@@ -131,10 +136,13 @@ class CapturedStep:
         tensors = [a for a in args if torch.is_tensor(a)]
         others = (a for a in args if not torch.is_tensor(a))  # as keys they stay alive, so none is taken for another
         key = (*others, *((t.shape, t.dtype) for t in tensors), *sorted(options.items()))
-        graph = self.recorded.setdefault(key, {"calls": 0})
+        graph = self.recorded.setdefault(key, {"calls": 0, "draws": False})
         graph["calls"] += 1
-        if graph["calls"] <= self.WARM_UP:
-            return self._on_a_side_stream(args, options)
+        if graph["draws"] or graph["calls"] <= self.WARM_UP:
+            before = generator_states()
+            outputs = self._on_a_side_stream(args, options)
+            graph["draws"] |= not all(map(torch.equal, before, generator_states()))
+            return outputs
         if graph["calls"] == self.WARM_UP + 1:
             graph["inputs"] = [t.clone() for t in tensors]
             inputs = iter(graph["inputs"])

@@ -56,5 +56,6 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
 
 
 def is_out_of_memory(error):
-    """Whether a GPU or the machine had no memory left; on a CPU torch has no exception of its own for that."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """Whether a GPU or the machine had no memory left; only torch's own store of GPU memory has an exception for it."""
+    said = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(text in str(error) for text in said)

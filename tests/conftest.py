@@ -19,7 +19,7 @@ import create_dataset
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
-from harness import exits, run
+from harness import acceleration, exits, run
 
 # Several tests at once, or a test and its subprocess, would fight for the cores with more threads than there are;
 # and results to the bit need the same number of threads in every process.
@@ -30,6 +30,18 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"model_vgg_single": model_vgg_single, "model_vgg_human": model_vgg_human, "model_vgg_maxl": model_vgg_maxl}
 TINY = ["--dataset", "synthetic", "--width", "0.02", "--train-images", "120", "--batch-size", "20", "--epochs", "3"]
 PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item):
+    """A test and its fixtures see a GPU only if it is marked cuda, and find what a process may set for GPUs off."""
+    acceleration.allow_tf32(False)
+    torch.backends.cudnn.benchmark = False
+    with contextlib.ExitStack() as patches:
+        if item.get_closest_marker("cuda") is None:
+            patches.enter_context(mock.patch.object(torch.cuda, "is_available", lambda: False))
+            patches.enter_context(mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""))
+        yield
 
 
 @pytest.fixture(autouse=True)

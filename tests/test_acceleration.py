@@ -241,6 +241,23 @@ def test_a_captured_step_takes_no_number_for_another_that_is_gone():
     assert len(captured.recordings) == 7
 
 
+def test_a_step_that_draws_at_random_is_never_captured():
+    """A graph would draw the same, or in the meta-gradient's second forward at θ1 something else, at every call."""
+
+    def trained(step):
+        net = network(width=1 / 16)
+        net.trunk = nn.Sequential(net.trunk, nn.Dropout(0.5))
+        optimizer = optimizer_of(net)
+        for batch in batches(6):
+            step(net, optimizer, *batch)
+        return list(net.parameters())
+
+    captured = ReplayedOnCPU(utils.multi_task_step)
+    for ours, theirs in zip(trained(captured), trained(utils.multi_task_step), strict=True):
+        assert torch.equal(ours, theirs)
+    assert captured.recordings == []
+
+
 def single_step_of_two(net, optimizer, images, primary):
     return utils.multi_task_step(net, optimizer, images, primary, primary)
 

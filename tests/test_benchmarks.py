@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -31,6 +32,14 @@ def in_this_process(command, **options):
 def test_the_benchmark_writes_its_table_as_json_markdown_and_chart(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setattr(step_cost.subprocess, "check_output", in_this_process)
+    make_bench, benches = step_cost.make_bench, weakref.WeakSet()
+
+    def counted(*arguments, **options):
+        assert len(benches) <= 2, "those of earlier settings still hold their networks"
+        benches.add(bench := make_bench(*arguments, **options))
+        return bench
+
+    monkeypatch.setattr(step_cost, "make_bench", counted)
     settings = ["--device", "cpu", "--width", "0.05", "--batch-size", "4", "--repeats", "1"]
     step_cost.main([*settings, "--scaling", "--out", str(tmp_path)])
     results = json.loads((tmp_path / "step_cost.json").read_text())
@@ -115,10 +124,10 @@ def test_the_arithmetic_of_conv4_is_that_of_the_derivation(row, forward_passes, 
     assert bench.operations(row) == pytest.approx(expected, rel=0.01)  # Single and the generator have one head
 
 
-def test_rows_are_interleaved_and_the_first_round_is_not_counted():
+def test_rows_are_interleaved_and_the_first_round_is_not_counted(monkeypatch):
     bench = step_cost.Bench(CPU, width=0.05, batch_size=4)
     order = []
-    bench.rows = {row: lambda row=row: order.append(row) for row in "ab"}
+    monkeypatch.setattr(step_cost.Bench, "rows", {row: lambda row=row: order.append(row) for row in "ab"})
     times = step_cost.measure(bench, ["a", "b"], repeats=2)
     assert order == ["a", "b"] * 3 and [len(seconds) for seconds in times.values()] == [2, 2]
 

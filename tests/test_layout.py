@@ -1,9 +1,12 @@
 """The house: what may import what, and no room too large to be read."""
 
 import ast
+import os
 
 import pytest
 from conftest import REPOSITORY
+
+from harness.acceleration import select_device
 
 FOLDERS = ("harness", "experiments", "benchmarks")
 MODULES = sorted([*REPOSITORY.glob("*.py"), *(path for name in FOLDERS for path in (REPOSITORY / name).rglob("*.py"))])
@@ -49,6 +52,10 @@ def test_there_is_no_circle():
         assert ends, f"a circle among {sorted(graph)}"
         for name in ends:
             del graph[name]
+
+
+def test_a_test_sees_no_gpu_but_with_the_mark_cuda():
+    assert select_device("auto").type == "cpu" and os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

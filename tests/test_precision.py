@@ -17,12 +17,6 @@ def tf32_allowed():
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
-@pytest.fixture(autouse=True)
-def tf32_off_again():
-    yield
-    acceleration.allow_tf32(False)
-
-
 @pytest.mark.parametrize("name, allowed", [("auxiliary_training_step", True), ("meta_training_step", False)])
 def test_tf32_is_off_in_the_second_pass_alone(name, allowed, monkeypatch):
     """--precision bf16 allows TF32 for what autocast leaves; the flags can be set and read without a GPU."""

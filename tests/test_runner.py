@@ -315,6 +315,8 @@ def test_gpus_and_cores_are_shared_among_the_jobs(monkeypatch):
     assert [here.share_of_machine(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["5", "7"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert here.share_of_machine(0, 1) == {"CUDA_VISIBLE_DEVICES": "0"}
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert here.share_of_machine(0, 1) == {}
 
 
@@ -325,6 +327,36 @@ def test_without_submitit_one_sentence_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert exits.run_main(figure3.experiment.main, [*FEW, "--submitit", "local"]) == 2
     assert capsys.readouterr().err == "error: --submitit needs the package submitit: pip install submitit\n"
+
+
+def test_a_job_has_its_gpu_whatever_submitit_sets(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as submitit sets it for local jobs
+    report = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])"
+    assert cluster.Job([sys.executable, "-c", report], Path("log"), {"CUDA_VISIBLE_DEVICES": "3"})() == 0
+    assert "sees 3" in Path("log").read_text()
+
+
+def test_submitits_local_executor_hands_every_job_its_share_of_the_machine(monkeypatch):
+    pytest.importorskip("submitit", reason="needs submitit")
+    jobs = []
+
+    class Executor:
+        def __init__(self, **options):
+            self.update_parameters = lambda **parameters: None
+            self.batch = contextlib.nullcontext
+
+        def submit(self, job):
+            jobs.append(job.variables)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("submitit.AutoExecutor", Executor)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))  # which run_on_cluster sets
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for kind in ("local", "slurm"):
+        with pytest.raises(KeyboardInterrupt):
+            cluster.run_on_cluster(plan("r", ["3-10"], ["single"], [0], TINY), kind, 1, {})
+    assert jobs == [{"CUDA_VISIBLE_DEVICES": "0"}, {}]
 
 
 def test_submitits_local_executor_runs_the_plan():
@@ -355,7 +387,7 @@ def test_a_preempted_job_stops_its_run_and_is_queued_again(monkeypatch):
     (task,) = plan(Path("r").absolute(), ["3-10"], ["single"], [0], [*TINY, "--epochs", "30"])
     executor = submitit.LocalExecutor(folder="jobs")
     executor.update_parameters(timeout_min=5, signal_delay_s=3)
-    job = executor.submit(cluster.Job(task.command, task.log))
+    job = executor.submit(cluster.Job(task.command, task.log, {}))
     wait_for(lambda: task.epochs_done() > 0)
     (worker,) = children(job._process)
     os.kill(worker, signal.SIGUSR2)  # as Slurm preempts

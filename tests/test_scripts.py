@@ -199,7 +199,6 @@ def test_what_only_a_gpu_has_is_refused_on_a_cpu(name, option, capsys):
     assert not Path("r").exists()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA GPU here")
 def test_cuda_without_a_gpu_is_refused(capsys):
     assert run_script("model_vgg_single", *TINY, "--device", "cuda") == 2
     assert "torch sees no CUDA GPU here" in capsys.readouterr().err
@@ -232,4 +231,4 @@ def test_bad_input_in_a_process_of_its_own_shows_no_traceback():
 def test_the_scripts_train_on_the_gpu(name):
     assert run_script(name, "--quick", "--epochs", 2, "--out", "r") == 0
     assert "NVIDIA" in json.loads(Path("r/settings.json").read_text())["device_name"]
-    assert float(curves("r")[-1]["test_primary_accuracy"]) > 0.05
+    assert float(curves("r")[-1]["test_primary_accuracy"]) > 0.08

@@ -1,23 +1,28 @@
 """Running a plan as jobs of submitit (github.com/facebookincubator/submitit): on Slurm, or as processes here."""
 
 import contextlib
+import itertools
 import os
 import time
 
 from experiments.runner import process
+from experiments.runner.here import share_of_machine
 from experiments.runner.progress import Progress
 from harness.exits import InputError
 from harness.files import at_work
 
 
 class Job:
-    """A command as submitit runs it: the same process, started anew where the job is preempted or runs out of time."""
+    """A command as submitit runs it: the same process, started anew where the job is preempted or runs out of time.
 
-    def __init__(self, command, log):
-        self.command, self.log, self.process = command, log, None
+    variables: of its environment, set over those that submitit sets.
+    """
+
+    def __init__(self, command, log, variables):
+        self.command, self.log, self.variables, self.process = command, log, variables, None
 
     def __call__(self):
-        self.process = process.start(self.command, self.log)
+        self.process = process.start(self.command, self.log, **self.variables)
         try:
             # not wait(), which holds a lock that checkpoint(), called by a signal amid it, would wait for
             while self.process.poll() is None:
@@ -32,7 +37,7 @@ class Job:
 
         if self.process:
             process.stop([self.process], patience=20)
-        return submitit.helpers.DelayedSubmission(Job(self.command, self.log))
+        return submitit.helpers.DelayedSubmission(Job(self.command, self.log, self.variables))
 
 
 def run_on_cluster(tasks, cluster, jobs, parameters):
@@ -50,6 +55,11 @@ def run_on_cluster(tasks, cluster, jobs, parameters):
     except (ValueError, TypeError, AssertionError, NameError, KeyError) as error:
         raise InputError(f"--submitit-parameters: {error}") from None
 
+    slots = itertools.count()
+
+    def variables():  # submitit's local jobs see no GPU but those that they are told of
+        return share_of_machine(next(slots), jobs) if cluster == "local" else {}
+
     waiting, running, bad = [task for task in tasks if task.state() != "done"], {}, {}
     progress = Progress(tasks)
     at_a_time = len(waiting) if cluster == "slurm" else jobs  # Slurm keeps the number itself
@@ -59,7 +69,7 @@ def run_on_cluster(tasks, cluster, jobs, parameters):
             waiting = [task for task in waiting if task not in batch]
             if batch:
                 with executor.batch():
-                    submitted = [executor.submit(Job(task.command, task.log)) for task in batch]
+                    submitted = [executor.submit(Job(task.command, task.log, variables())) for task in batch]
                 for task, job in zip(batch, submitted):
                     progress.say(f"submitted {task.name} as job {job.job_id}")
                     running[task] = job, task.epochs_done()

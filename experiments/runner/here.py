@@ -54,7 +54,7 @@ def run_here(tasks, jobs):
 def share_of_machine(slot, jobs):
     """Environment variables for the slot-th of `jobs` runs at a time: its GPU, its share of the cores."""
     variables, gpus = {}, torch.cuda.device_count()
-    if gpus > 1:
+    if gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
         variables["CUDA_VISIBLE_DEVICES"] = visible.split(",")[slot % gpus]
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:  # more threads than cores fight each other
