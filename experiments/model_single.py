@@ -18,7 +18,7 @@ import utils
 from experiments.backbones import BACKBONES
 from experiments.datasets.registry import DATASETS, load
 from harness.acceleration import Acceleration, select_device
-from harness.command_line import make_parser, parse_settings
+from harness.command_line import QUICK, make_parser, parse_settings
 from harness.exits import InputError, run_main
 from harness.run import Run
 
@@ -52,6 +52,8 @@ def parse_table1(parser, defaults, argv=None):
     if not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0):
         raise InputError(f"--learning-rate {settings.learning_rate} is out of range; give a positive number")
     settings.backbone = settings.backbone or DATASETS[settings.dataset].backbone
+    if settings.quick and settings.train_images == QUICK["train_images"]:  # which not every dataset has
+        settings.train_images = min(settings.train_images, DATASETS[settings.dataset].sizes[0])
     settings.annealed_over = settings.epochs  # a run that is to go on for longer is another run
     return settings
 

@@ -37,6 +37,14 @@ def test_a_dataset_of_the_readers_own_is_a_function_and_a_line(monkeypatch, scri
     assert [float(row["learning_rate"]) for row in curves("r")] == pytest.approx([0.1, 0.05])
 
 
+def test_quick_takes_what_a_small_dataset_has(monkeypatch):
+    monkeypatch.setitem(registry.DATASETS, "mine", own_dataset())
+    for script in (model_single, model_maxl):
+        assert script.parse(["--quick"]).train_images == 4000  # of the generated images
+        assert script.parse(["--quick", "--dataset", "mine"]).train_images == 120
+        assert script.parse(["--quick", "--dataset", "mine", "--train-images", "50"]).train_images == 50
+
+
 GOOD = np.zeros((40, 32, 32, 3), np.uint8), torch.arange(40) % 4
 
 
