@@ -5,6 +5,8 @@ import sys
 
 import torch
 
+dropped = []  # Ctrl-C and SIGTERM that came within a finalizer, where Python drops what is raised
+
 
 class InputError(ValueError):
     """Something the user can put right; its text is one sentence: what is wrong, what was expected, what to do."""
@@ -24,7 +26,15 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
     def terminate(signum, frame):
         raise SystemExit(143)
 
+    def keep_or_report(unraisable):
+        if isinstance(unraisable.exc_value, (KeyboardInterrupt, SystemExit)):
+            dropped.append(unraisable.exc_value)
+        else:
+            report(unraisable)
+
     previous = signal.signal(signal.SIGTERM, terminate)
+    report, sys.unraisablehook = sys.unraisablehook, keep_or_report
+    dropped.clear()
     try:
         main(argv)
         return 0
@@ -53,6 +63,13 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
         return stop.code or 0
     finally:
         signal.signal(signal.SIGTERM, previous)
+        sys.unraisablehook = report
+
+
+def raise_dropped():
+    """Raise the Ctrl-C or SIGTERM that Python dropped, if there was one."""
+    if dropped:
+        raise dropped[-1]
 
 
 def is_out_of_memory(error):

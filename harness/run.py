@@ -20,7 +20,7 @@ import torchvision
 from tqdm import tqdm
 
 from harness.curves import curves_text, epoch_line, plot_curves
-from harness.exits import InputError, TimeLimit
+from harness.exits import InputError, TimeLimit, raise_dropped
 from harness.files import lock, read_checkpoint, read_settings, write_atomically
 
 # Settings that may differ between a run and its continuation: they change where and how long, not what.
@@ -126,6 +126,7 @@ class Run:
     def tick(self):
         """Count one batch; raises TimeLimit in the midst of an epoch that outlasts --max-minutes."""
         self.bar.update()
+        raise_dropped()
         if self._seconds_left() < 0:
             raise TimeLimit(f"stopped in epoch {self.epoch}: the time is over; {self.last_good()}")
 

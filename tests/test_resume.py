@@ -196,6 +196,28 @@ def test_a_stopped_process_resumes_to_the_bit(stop, code, said, whole_run):
     assert_same_run("r", whole)
 
 
+@pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_within_a_finalizer_stops_the_run_all_the_same(stop, code, monkeypatch, capsys):
+    """As while a module that is imported late gives back its lock; Python drops an exception raised there."""
+    script = SCRIPTS["model_vgg_single"]
+    original = script.train_epoch
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(stop)
+
+    def dropping(*arguments):
+        Finalized()
+        return original(*arguments)
+
+    monkeypatch.setattr(script, "train_epoch", dropping)
+    assert run_script("model_vgg_single", *TINY, "--out", "r") == code
+    errors = capsys.readouterr().err
+    assert "stopped by" in errors and "ignored" not in errors and not Path("r/curves.csv").exists()
+    monkeypatch.undo()
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r", "--resume") == 0
+
+
 def test_ctrl_c_in_a_terminal_resumes_to_the_bit():
     """In a process as a person starts it."""
     process = script_process("model_vgg_single", *TINY, "--epochs", 1000, "--out", "r")
