@@ -6,7 +6,7 @@
     python -m experiments.figure4 --quick                  # small runs on generated images
 
 The runs are Figure 3's, made with --cosine-every N, here 10 if not given: the curves hold the mean over every N-th
-iteration. Human, Random, K-Means and MAXL have an auxiliary task; the control Uniform is drawn where it was run.
+iteration. Human, Random, K-Means and MAXL have an auxiliary task; the controls are drawn where they were run.
 Options that are not its own go to the scripts, as with Figure 3. python -m experiments.figure7 has all six pairs.
 """
 
@@ -28,7 +28,7 @@ LAST_EPOCHS = 10  # of the table
 
 def read_runs(settings):
     """Figure 3's runs but Single's; raises InputError, with the way out, where one has no cosine similarity."""
-    methods = [*WITH_AUXILIARY_TASK, "uniform", "maxl0"]
+    methods = [*WITH_AUXILIARY_TASK, "uniform", "untrained", "maxl0"]
     runs = cifar100.read_runs(settings.out, methods, settings.pairs, settings.seeds)
     for run in (run for found in runs.values() for run in found.values()):
         if not run.column("train_cosine_similarity"):

@@ -1,4 +1,4 @@
-"""Figures 4 and 7, Table 3 and the control Uniform, from made-up curves and from labels that are known."""
+"""Figures 4 and 7, Table 3 and the controls, from made-up curves and from labels that are known."""
 
 import csv
 import json
@@ -9,7 +9,8 @@ import torch
 from conftest import TINY, curves
 
 import create_dataset
-from experiments import cifar100, figure3, figure4, figure7, model_vgg_uniform, table3
+import model_vgg_maxl
+from experiments import cifar100, figure3, figure4, figure7, model_vgg_uniform, model_vgg_untrained, table3
 from experiments.runner import report
 from harness import exits
 
@@ -132,7 +133,7 @@ def test_the_papers_numbers_of_table_3():
     ]  # fmt: skip
 
 
-# --- Uniform --------------------------------------------------------------------------------------------
+# --- Uniform and Untrained --------------------------------------------------------------------------------------------
 
 
 def test_uniform_labels_are_uniform_on_their_primary_class_and_sum_to_one():
@@ -145,9 +146,32 @@ def test_uniform_labels_are_uniform_on_their_primary_class_and_sum_to_one():
     assert torch.equal(labels.sum(dim=1), torch.ones(12))
 
 
-def test_uniform_trains_and_is_in_figure_3_by_name_only():
+def test_untrained_keeps_the_label_generator_that_maxl_starts_from(monkeypatch):
+    """Its labels are MAXL's where MAXL's label generator learns at a rate of zero."""
+    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 0.0)
+    few, saved = [*TINY, "--epochs", "2"], []
+    for name, script in (("maxl", model_vgg_maxl), ("untrained", model_vgg_untrained)):
+        assert exits.run_main(script.main, [*few, "--out", name]) == 0
+        saved.append(torch.load(f"{name}/checkpoint.pt", weights_only=True)["parts"]["label_generator"])
+    weights = [name for name in saved[0] if "running" not in name and "batches" not in name]
+    assert weights and all(torch.equal(saved[0][name], saved[1][name]) for name in weights)
+
+    monkeypatch.undo()
+    settings = model_vgg_untrained.parse(few)
+    split, _ = create_dataset.load("synthetic", None, torch.device("cpu"), 120)
+    labels = model_vgg_untrained.UntrainedLabels(split, settings)
+    images, targets = next(split.train_batches(20, torch.Generator().manual_seed(0)))
+    generated = labels(images, targets)
+    assert not generated.requires_grad and torch.allclose(generated.sum(dim=1), torch.ones(20))
+    own = model_vgg_maxl.hierarchy_mask(settings.psi)[targets[:, 2]]
+    assert (generated[~own] == 0).all() and generated[own].std() > 0  # these tell more than Uniform's
+
+
+@pytest.mark.parametrize("script", [model_vgg_uniform, model_vgg_untrained])
+def test_controls_train_and_are_in_figure_3_by_name_only(script):
     few = [*TINY, "--epochs", "1", "--cosine-every", "2", "--out", "u"]
-    assert exits.run_main(model_vgg_uniform.main, few) == 0
+    assert exits.run_main(script.main, few) == 0
     (row,) = curves("u")
     assert "train_cosine_similarity" in row and "test_auxiliary_loss" not in row
-    assert "uniform" in cifar100.METHODS and "uniform" not in cifar100.FIVE
+    name = script.__name__.rpartition("_")[2]
+    assert cifar100.METHODS[name].script == script.__name__ and name not in cifar100.FIVE
