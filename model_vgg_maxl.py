@@ -368,6 +368,14 @@ def parse(argv=None):
     return settings
 
 
+def make_networks(make_trunk, psi, seed):
+    """The multi-task network and the label generator before the first epoch; make_trunk: () -> a module as VGG16 is."""
+    torch.manual_seed(seed)
+    network = utils.initialise(utils.Network(make_trunk(), len(psi), sum(psi)), nn.init.xavier_uniform_)
+    label_generator = utils.initialise(LabelGenerator(make_trunk(), psi), nn.init.xavier_normal_)
+    return network, label_generator
+
+
 def main(argv=None):
     settings = parse(argv)
     device = select_device(settings.device)
@@ -378,11 +386,8 @@ def main(argv=None):
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
 
-    torch.manual_seed(settings.seed)
-    network = utils.Network(utils.Backbone(settings.width), len(psi), sum(psi))
-    fast.place(utils.initialise(network, nn.init.xavier_uniform_))
-    label_generator = LabelGenerator(utils.Backbone(settings.width), psi)
-    fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
+    networks = make_networks(lambda: utils.Backbone(settings.width), psi, settings.seed)
+    network, label_generator = map(fast.place, networks)
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     label_optimizer = torch.optim.SGD(
         label_generator.parameters(), lr=settings.label_learning_rate, weight_decay=settings.label_weight_decay

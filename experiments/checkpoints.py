@@ -18,10 +18,12 @@ from harness.exits import InputError
 from harness.files import read_checkpoint
 from harness.run import differences
 
+WITH_LABEL_GENERATOR = ("model_vgg_maxl", "experiments.model_maxl", "experiments.model_vgg_untrained")
+
 
 class Trained(NamedTuple):
     network: utils.Network
-    label_generator: object  # a LabelGenerator, None for all methods but MAXL
+    label_generator: object  # a LabelGenerator; None for the methods that have none
     settings: dict
 
 
@@ -85,7 +87,7 @@ def load_trained(run, task, device):
 
 
 def make_networks(settings):
-    """A run's networks as its script makes them, untrained, by their names in a checkpoint."""
+    """A run's networks by their names in a checkpoint; a label generator and its network have their first weights."""
     if "backbone" in settings:
         dataset = DATASETS[settings["dataset"]]
         trunk = functools.partial(BACKBONES[settings["backbone"]], settings["width"], dataset.channels)
@@ -93,14 +95,14 @@ def make_networks(settings):
     else:
         trunk = functools.partial(utils.Backbone, settings["width"])
         classes = [create_dataset.LEVEL_CLASSES[settings["primary_level"]]]
+    if settings["script"] in WITH_LABEL_GENERATOR:
+        networks = model_vgg_maxl.make_networks(trunk, settings["psi"], settings["seed"])
+        return dict(zip(("network", "label_generator"), networks))
     if "psi" in settings:
         classes.append(sum(settings["psi"]))
     elif "auxiliary_level" in settings:
         classes.append(create_dataset.LEVEL_CLASSES[settings["auxiliary_level"]])
-    parts = {"network": utils.Network(trunk(), *classes)}
-    if settings["script"] in ("model_vgg_maxl", "experiments.model_maxl"):
-        parts["label_generator"] = model_vgg_maxl.LabelGenerator(trunk(), settings["psi"])
-    return parts
+    return {"network": utils.Network(trunk(), *classes)}
 
 
 def load_test(runs, data_root, device):
@@ -111,6 +113,13 @@ def load_test(runs, data_root, device):
         settings["dataset"], data_root or settings["data_root"], device, train_images=create_dataset.LEVEL_CLASSES[-1]
     )
     return test
+
+
+def load_train(run, data_root, device):
+    """The training Split of a RunOnDisk: the very images that it was trained on."""
+    settings = run.settings
+    root = data_root or settings["data_root"]
+    return create_dataset.load(settings["dataset"], root, device, settings["train_images"], settings["seed"])[0]
 
 
 @torch.no_grad()

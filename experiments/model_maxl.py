@@ -13,10 +13,8 @@ plain gradient step at the present rate. Not yet run at full length.
 import sys
 
 import torch
-import torch.nn as nn
 
 import model_vgg_maxl
-import utils
 from experiments import model_single
 from experiments.datasets.registry import DATASETS, load
 from experiments.model_single import annealed, make_optimizer, make_table1_parser, make_trunk, parse_table1
@@ -50,11 +48,8 @@ def main(argv=None):
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
 
-    torch.manual_seed(settings.seed)
-    network = utils.Network(make_trunk(settings), len(psi), sum(psi))
-    fast.place(utils.initialise(network, nn.init.xavier_uniform_))
-    label_generator = model_vgg_maxl.LabelGenerator(make_trunk(settings), psi)
-    fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
+    networks = model_vgg_maxl.make_networks(lambda: make_trunk(settings), psi, settings.seed)
+    network, label_generator = map(fast.place, networks)
     optimizer, scheduler = make_optimizer(network, settings)
     label_optimizer = torch.optim.SGD(
         label_generator.parameters(), settings.label_learning_rate, weight_decay=settings.label_weight_decay

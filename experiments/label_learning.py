@@ -1,0 +1,170 @@
+"""Label learning: how far MAXL's label generator has come from the weights it started with, and what moves it.
+
+    python -m experiments.label_learning --dry-run         # the runs, and how long they will take on this machine
+    python -m experiments.label_learning                   # run what is missing, then draw
+    python -m experiments.label_learning --plot --out DIR  # from runs that are there
+    python -m experiments.label_learning --quick           # small runs on generated images
+
+A check of ours. The runs are Figure 3's, and Table 3's with λ = 0; their checkpoints are read. Where most images still
+have the auxiliary class that the initial weights gave them, the labels are those of a random network.
+"""
+
+import math
+import sys
+
+import torch
+
+from experiments import checkpoints, cifar100
+from experiments.runner import report
+from experiments.runner.main import Experiment
+from harness.acceleration import select_device
+from model_vgg_maxl import meta_gradient, negative_entropy
+
+BOTH = ["maxl", "maxl0"]
+BATCH_SIZE = 100
+BATCHES = 30  # whose mean gradient is taken
+
+COLUMNS = {  # heading of the table, and digits
+    "entropy_at_start": ("entropy of a label: at the start", 3),
+    "entropy": ("now", 3),
+    "as_at_start": ("class as at the start (%)", 1),
+    "both_crops": ("same class in two crops (%)", 1),
+    "pull_meta": ("pull of the meta-gradient", 4),
+    "pull_entropy": ("of the entropy loss", 4),
+    "pull_decay": ("of weight decay", 4),
+}
+
+
+@torch.no_grad()
+def generated(label_generator, train, level, seed):
+    """The labels of all training images, cropped and mirrored from `seed` as in training: float (N, sum(psi)).
+
+    train: a Split whose last level is the image's number. Batch statistics are used, as in training; the images of the
+    last, smaller batch, which training leaves out, have NaN.
+    """
+    label_generator.train()
+    labels = torch.full((len(train), len(label_generator.mask[0])), math.nan, device=train.labels.device)
+    for images, targets in train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(seed)):
+        labels[targets[:, -1]] = label_generator(images, targets[:, level])
+    return labels
+
+
+def entropy(labels):
+    """Mean over the images of a label's own entropy -Σ_k y_k log y_k, in nats; log ψ[i] where it is uniform."""
+    return -torch.xlogy(labels, labels).sum(dim=1).nanmean().item()
+
+
+def agreement(one, other):
+    """Share in % of the images whose most probable class is the same in both labels (N, K)."""
+    known = ~(one + other).isnan().any(dim=1)
+    return 100 * (one.argmax(dim=1) == other.argmax(dim=1))[known].double().mean().item()
+
+
+def pulls(trained, train, level, step_length, seed):
+    """Norms of what the second pass adds up for θ2, each as the mean gradient over the first batches of a pass.
+
+    step_length: α. Returns those of the meta-gradient, of λ𝓗 (eq. 7) and of weight decay by the table's columns.
+    """
+    network, label_generator, settings = trained
+    network.train()
+    label_generator.train()
+    theta2, sums = list(label_generator.parameters()), {}
+    for count, (images, targets) in enumerate(train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(seed)), 1):
+        primary = targets[:, level]
+        meta, _ = meta_gradient(
+            network, label_generator, images, primary, step_length, entropy_weight=0.0, gamma=settings["focal_gamma"]
+        )
+        spread = settings["entropy_weight"] * negative_entropy(label_generator(images, primary))
+        for name, gradients in (("pull_meta", meta), ("pull_entropy", torch.autograd.grad(spread, theta2))):
+            sums[name] = [g + s for g, s in zip(gradients, sums.get(name, [0.0] * len(theta2)))]
+        if count == BATCHES:
+            break
+    means = {name: [s / count for s in total] for name, total in sums.items()}
+    means["pull_decay"] = [settings["label_weight_decay"] * p.detach() for p in theta2]
+    return {name: math.sqrt(sum(g.double().square().sum().item() for g in mean)) for name, mean in means.items()}
+
+
+def look_at(run, task, train, level, device):
+    """The numbers of one run, by the table's columns."""
+    trained = checkpoints.load_trained(run, task, device)
+    first = checkpoints.make_networks(trained.settings)["label_generator"].to(device)
+    at_start, now, other_crop = (
+        generated(label_generator, train, level, seed)
+        for label_generator, seed in ((first, 0), (trained.label_generator, 0), (trained.label_generator, 1))
+    )
+    return {
+        "entropy_at_start": entropy(at_start),
+        "entropy": entropy(now),
+        "as_at_start": agreement(at_start, now),
+        "both_crops": agreement(now, other_crop),
+    } | pulls(trained, train, level, run.rows[-1]["learning_rate"], seed=2)
+
+
+def table(runs, settings, device):
+    """A dict a row: pair and λ, means and spreads over the seeds of each column."""
+    rows = []
+    for (pair, method), found in runs.items():
+        numbers, level = [], cifar100.PAIRS[pair][0]
+        for seed, run in found.items():
+            train = checkpoints.load_train(run, settings.data_root, device)
+            train.labels = torch.cat([train.labels, torch.arange(len(train), device=device)[:, None]], dim=1)
+            numbers.append(look_at(run, cifar100.task(method, pair, seed, settings.out), train, level, device))
+        row = {"pair": pair, "method": cifar100.METHODS[method].label, "n": len(found)}
+        for column in COLUMNS:
+            mean, spread = report.mean_and_spread([one[column] for one in numbers])
+            row |= {f"{column}_mean": mean, f"{column}_std": spread}
+        rows.append(row | {"missing": report.missing(found, settings.seeds)})
+    return rows
+
+
+def markdown(rows, runs):
+    """The table as Markdown, with how its columns came about."""
+    lines = [
+        [
+            row["pair"].replace("-", " → "), row["method"],
+            *(report.with_spread(row[f"{c}_mean"], row[f"{c}_std"], digits) for c, (_, digits) in COLUMNS.items()),
+            str(row["n"]), row["missing"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    heading = ["primary → auxiliary", "method", *(text for text, _ in COLUMNS.values()), "n", "missing"]
+    return (
+        f"The label generator as its run left it, beside the weights it started with, on the training images, cropped "
+        f"and mirrored as in training; mean ± standard deviation over n runs ({report.alike(report.listed(runs)[0])}). "
+        "Entropy of a label: the mean of each image's own, in nats. Class: the most probable of an image's label. "
+        "Pull: norm of what the second pass adds up for θ2 before it is multiplied by the learning rate, the mean over "
+        f"{BATCHES} batches of {BATCH_SIZE} at the run's last learning rates.\n\n"
+    ) + report.markdown_table(heading, lines)
+
+
+def make_report(settings):
+    """The entropy of a label over the epochs as a figure, and the table."""
+    device = select_device("auto")
+    runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
+    shown = {method: cifar100.METHODS[method] for method in BOTH}
+    figure = cifar100.draw_curves(
+        runs, settings.pairs, shown, "entropy of a label", lambda run: run.column("train_label_entropy")
+    )
+    rows = table(runs, settings, device)
+    return figure, rows, markdown(rows, runs)
+
+
+def plan(settings, options=()):
+    """MAXL with both weights of the entropy loss."""
+    settings.methods = BOTH
+    return cifar100.plan(settings, checkpoints.with_data_root(settings, options))
+
+
+def add_options(parser):
+    """Add --pairs and --data-root."""
+    cifar100.add_pairs(parser, default="20-100")
+    checkpoints.add_data_root(parser)
+
+
+experiment = Experiment(
+    "label_learning", __doc__, plan, make_report, add_options,
+    full={"pairs": ["20-100"], "seeds": cifar100.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(experiment())

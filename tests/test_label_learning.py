@@ -1,0 +1,101 @@
+"""Label learning: on labels and weights that are known, against a double backward, and from tiny runs."""
+
+import csv
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, run_script, shortcuts
+
+import create_dataset
+import model_vgg_maxl
+import utils
+from experiments import checkpoints, label_learning
+from harness import exits
+
+NAN = math.nan
+
+
+def tiny_run(name, *options):
+    few = [*TINY, "--train-images", "100", "--epochs", "2"]
+    with shortcuts(test_images=200):
+        assert run_script("model_vgg_maxl", *few, "--out", f"r/{name}", *options) == 0
+
+
+def test_entropy_and_agreement_by_hand():
+    labels = torch.tensor([[0.25, 0.25, 0.25, 0.25], [1, 0, 0, 0], [0, 0.5, 0.5, 0], [NAN] * 4])
+    assert label_learning.entropy(labels) == pytest.approx((math.log(4) + 0 + math.log(2)) / 3)
+    one = torch.tensor([[0.6, 0.4], [0.4, 0.6], [0.9, 0.1], [NAN, NAN], [0.9, 0.1]])
+    other = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.9, 0.1], [NAN, NAN]])
+    assert label_learning.agreement(one, other) == pytest.approx(100 * 2 / 3)
+
+
+class Brightest(torch.nn.Module):
+    """A label of its own for each grey: one-hot at the image's greatest value."""
+
+    mask = torch.zeros(1, 250)
+
+    def forward(self, images, primary):
+        values = ((images.flatten(1).amax(dim=1) * 0.2 + 0.5) * 255).round().long()
+        return torch.nn.functional.one_hot(values, 250).float()
+
+
+def test_each_label_is_its_images_own_and_those_of_a_smaller_last_batch_are_unknown():
+    grey = torch.arange(250, dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
+    train = create_dataset.Split(grey, torch.arange(250)[:, None])
+    labels = label_learning.generated(Brightest(), train, 0, seed=0)
+    known = ~labels.isnan().any(dim=1)
+    assert known.sum() == 200 and torch.equal(labels[known].argmax(dim=1), torch.arange(250)[known])
+
+
+def test_pulls_are_those_of_a_double_backward_in_float64(monkeypatch):
+    """The mean over two batches of ∇_θ2 L_pri(θ1⁺), of λ ∇_θ2 Σ_k ȳ_k log ȳ_k, and weight decay times θ2."""
+    monkeypatch.setattr(label_learning, "BATCH_SIZE", 6)
+    monkeypatch.setattr(label_learning, "BATCHES", 2)
+    monkeypatch.setattr(create_dataset, "scale", lambda images: images.double() / 255)
+    images = torch.randint(256, (20, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    train = create_dataset.Split(images, (torch.arange(20) % 2)[:, None])
+    network, generator = model_vgg_maxl.make_networks(lambda: utils.VGG16(1 / 16), [2, 3], seed=1)
+    network, generator = network.double(), generator.double()
+    settings = {"entropy_weight": 0.7, "focal_gamma": 2.0, "label_weight_decay": 0.01}
+    trained = checkpoints.Trained(network, generator, settings)
+    found = label_learning.pulls(trained, train, 0, step_length=0.1, seed=5)
+
+    theta2, sums = list(generator.parameters()), {"pull_meta": 0.0, "pull_entropy": 0.0}
+    batches = train.train_batches(6, torch.Generator().manual_seed(5))
+    for (batch, targets), _ in zip(batches, range(2)):
+        meta, _ = model_vgg_maxl.meta_gradient(
+            network, generator, batch, targets[:, 0], 0.1, entropy_weight=0.0, method="double-backward"
+        )
+        mean = generator(batch, targets[:, 0]).mean(dim=0)
+        spread = torch.autograd.grad(0.7 * (mean * mean.log()).sum(), theta2)
+        for name, gradients in (("pull_meta", meta), ("pull_entropy", spread)):
+            sums[name] = sums[name] + torch.cat([g.flatten() for g in gradients]) / 2
+    for name, gradient in sums.items():
+        assert found[name] == pytest.approx(gradient.norm().item(), rel=1e-8)
+    assert found["pull_decay"] == pytest.approx(0.01 * torch.cat([p.flatten() for p in theta2]).norm().item())
+
+
+def test_a_label_generator_that_learns_nothing_is_as_at_the_start(monkeypatch):
+    """And one that learns at a great rate is not."""
+    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 0.0)
+    tiny_run("maxl-20-100-seed0")
+    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 3.0)
+    tiny_run("maxl0-20-100-seed0", "--entropy-weight", "0")
+    assert exits.run_main(label_learning.experiment.main, ["--plot", "--out", "r", "--seeds", "0", "1"]) == 0
+    with open("r/label_learning.csv", newline="") as file:
+        still, moved = csv.DictReader(file)
+    assert (still["method"], moved["method"]) == ("MAXL", "MAXL, λ = 0")
+    assert float(still["as_at_start_mean"]) == 100 and still["entropy_mean"] == still["entropy_at_start_mean"]
+    assert float(moved["as_at_start_mean"]) < 95 and moved["entropy_mean"] != moved["entropy_at_start_mean"]
+    assert float(moved["pull_entropy_mean"]) == 0 < float(still["pull_entropy_mean"])
+    assert still["entropy_at_start_mean"] == moved["entropy_at_start_mean"]
+    assert Path("r/label_learning.png").read_bytes().startswith(b"\x89PNG")
+    assert "seed 1 not run" in Path("r/label_learning.md").read_text()
+
+
+def test_the_plan_is_maxls_runs_with_both_weights():
+    settings, options = label_learning.experiment.parse([])
+    names = [task.name for task in label_learning.experiment.tasks(settings, options)]
+    assert sorted(names) == sorted(f"{name}-20-100-seed{seed}" for name in ("maxl", "maxl0") for seed in range(3))
