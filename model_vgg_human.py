@@ -103,6 +103,8 @@ def train(script, settings, argv, auxiliary_classes, make_auxiliary_labels, test
         row = {"learning_rate": optimizer.param_groups[0]["lr"]}
         batches, meter = train.train_batches(settings.batch_size, generator), run.meter("train")
         row |= train_epoch(low, optimizer, batches, level, auxiliary_labels, gamma, meter, step, settings.cosine_every)
+        if settings.settle_statistics:
+            utils.settle_statistics(low, train, settings.batch_size, seed=settings.seed + epoch)
         row |= utils.evaluate(low, test, test_levels, gamma)
         scheduler.step()
         run.end_epoch(row)

@@ -62,13 +62,15 @@ def fit(run, fast, train, test, settings, network, optimizer, scheduler, level=0
     """
     gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
     step, low = fast.capture(single_step), fast.lower(network)
-    for _ in run.epochs(
+    for epoch in run.epochs(
         train.iterations(settings.batch_size), fast.device,
         network=network, optimizer=optimizer, scheduler=scheduler, generator=generator,
     ):  # fmt: skip
         row = {"learning_rate": optimizer.param_groups[0]["lr"]}
         batches = train.train_batches(settings.batch_size, generator)
         row |= train_epoch(low, optimizer, batches, level, gamma, run.meter("train"), step)
+        if settings.settle_statistics:
+            utils.settle_statistics(low, train, settings.batch_size, seed=settings.seed + epoch)
         row |= utils.evaluate(low, test, [level], gamma)
         scheduler.step()
         run.end_epoch(row)

@@ -166,6 +166,18 @@ def backward_by_task(network, primary_loss, auxiliary_loss):
 
 
 @torch.no_grad()
+def settle_statistics(network, split, batch_size, seed):
+    """One pass over `split` in training mode at fixed weights, which only BatchNorm's running statistics take part in.
+
+    They lag behind weights that move; MAXL's second pass, in which θ1 rests, lets them settle before each test. The
+    batches are drawn from a `seed` of their own, so that a training is the same with such passes and without.
+    """
+    network.train()
+    for images, _ in split.train_batches(batch_size, torch.Generator().manual_seed(seed)):
+        network(images)
+
+
+@torch.no_grad()
 def evaluate(network, split, levels, gamma=2.0):
     """Loss and accuracy over the whole of `split`, by name, in evaluation mode (BatchNorm's running statistics).
 

@@ -144,7 +144,7 @@ def main(argv=None):
     def latents(images, targets):
         return low_generator(images, targets[:, level])
 
-    for _ in run.epochs(
+    for epoch in run.epochs(
         passes * train.iterations(settings.batch_size), device,
         network=network, optimizer=optimizer, scheduler=scheduler,
         label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
@@ -173,6 +173,8 @@ def main(argv=None):
                 step = on_held_out(meta_step, endless_batches(held_out, settings.batch_size, generator), level)
             parts = network, label_generator, optimizer, label_optimizer
             row |= meta_epoch(*parts, batches, level, run.meter("meta"), step, **options)
+        elif settings.settle_statistics:  # as all others' second pass does
+            utils.settle_statistics(low, train, settings.batch_size, seed=settings.seed + epoch)
         row |= utils.evaluate(low, test, [level], gamma)
         scheduler.step()
         label_scheduler.step()

@@ -47,6 +47,9 @@ def make_parser(description, auxiliary_task=True, datasets=None):
     if auxiliary_task:
         add("--cosine-every", type=int, metavar="N", default=0,
             help="compare the two tasks' gradients at every N-th iteration, 0 for never (default: %(default)s)")
+    add("--settle-statistics", action="store_true",
+        help="before each test, a pass at fixed weights for BatchNorm's statistics, as MAXL's second pass is for its "
+        "own: for a comparison without that difference (default: off)")
     add("--out", metavar="DIR", help="folder of this run (default: runs/<script>-<what>-seed<seed>)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in DIR (default: off)")

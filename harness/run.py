@@ -357,7 +357,10 @@ def _seldom(start):
 
 def differences(ours, theirs):
     """What makes two runs different experiments, in words; empty where one may continue the other."""
-    differ = [name for name in ours if name not in FREE_ON_RESUME and ours[name] != theirs.get(name)]
+    # off, and not there yet in an older run, are the same
+    differ = [
+        name for name in ours if name not in FREE_ON_RESUME and (ours[name] or None) != (theirs.get(name) or None)
+    ]
     return "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differ)
 
 

@@ -4,10 +4,12 @@ import errno
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import (
     PNG,
     SCRIPTS,
@@ -21,6 +23,7 @@ from conftest import (
     wait_for_an_epoch,
 )
 
+import create_dataset
 import utils
 from harness import run
 
@@ -140,6 +143,47 @@ def test_the_cosine_similarity_is_taken_at_every_nth_iteration_and_averaged_over
     assert run_script(name, *TINY, "--epochs", 2, "--out", "without") == 0
     (row, *_) = curves("without")
     assert not any("cosine" in column for column in row)
+
+
+def test_settled_statistics_are_the_moving_average_over_a_pass_at_the_final_weights():
+    """By BatchNorm's rule, 9 parts of what was there to 1 of the batch, from the run's without that pass."""
+    few = [*TINY, "--epochs", 1]
+    assert run_script("model_vgg_single", *few, "--out", "plain") == 0
+    assert run_script("model_vgg_single", *few, "--settle-statistics", "--out", "settled") == 0
+    plain, settled = (
+        torch.load(f"{name}/checkpoint.pt", weights_only=True)["parts"]["network"] for name in ("plain", "settled")
+    )
+    split, _ = create_dataset.load("synthetic", None, torch.device("cpu"), 120)
+    mean, count = plain["trunk.layers.1.running_mean"], 0
+    for images, _ in split.train_batches(20, torch.Generator().manual_seed(0 + 1)):  # seed 0, epoch 1
+        maps = F.conv2d(images, plain["trunk.layers.0.weight"], plain["trunk.layers.0.bias"], padding=1)
+        mean, count = 0.9 * mean + 0.1 * maps.mean(dim=(0, 2, 3)), count + 1
+    assert count == 6
+    torch.testing.assert_close(settled["trunk.layers.1.running_mean"], mean)
+    assert not torch.allclose(plain["trunk.layers.1.running_mean"], mean)
+
+
+@pytest.mark.parametrize("name", ["model_vgg_single", "model_vgg_human"])
+def test_settled_statistics_change_the_test_and_not_the_training(name, whole_run):
+    assert run_script(name, *TINY, "--settle-statistics", "--out", "r") == 0
+    both = [
+        torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["network"]
+        for folder in (Path("r"), whole_run / name)
+    ]
+    assert all(torch.equal(both[0][key], both[1][key]) for key in both[0] if key.endswith(("weight", "bias")))
+    for row, plain in zip(curves("r"), curves(whole_run / name), strict=True):
+        assert all(value == plain[column] for column, value in row.items() if not column.startswith("test_"))
+        assert row["test_primary_loss"] != plain["test_primary_loss"]
+
+
+def test_a_run_from_before_an_option_was_there_is_continued(whole_run):
+    shutil.copytree(whole_run / "model_vgg_single", "r")
+    saved = torch.load("r/checkpoint.pt", weights_only=True)
+    del saved["settings"]["settle_statistics"]
+    torch.save(saved, "r/checkpoint.pt")
+    more = [*TINY, "--epochs", 4, "--out", "r", "--resume"]
+    assert run_script("model_vgg_single", *more, "--settle-statistics") == 2
+    assert run_script("model_vgg_single", *more) == 0
 
 
 def test_a_second_process_in_the_same_folder_is_refused(whole_run, capsys):

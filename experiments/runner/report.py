@@ -12,6 +12,7 @@ from harness.files import read_settings
 SAME = (
     "dataset", "backbone", "epochs", "width", "batch_size", "train_images", "learning_rate", "momentum",
     "weight_decay", "halve_every", "focal_gamma", "precision",
+    "settle_statistics",
 )  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def listed(runs):
 def check_alike(runs):
     """Raise InputError where the settings of the runs differ in more than method, levels and seed."""
     for run in runs:
-        differ = [name for name in SAME if run.settings.get(name) != runs[0].settings.get(name)]
+        differ = [name for name in SAME if (run.settings.get(name) or None) != (runs[0].settings.get(name) or None)]
         if differ:
             raise InputError(
                 f"{run.folder} and {runs[0].folder} differ in {', '.join(differ)} and cannot stand in one "
@@ -51,7 +52,9 @@ def check_alike(runs):
 
 def alike(run):
     """The settings that all runs of a figure share, in words."""
-    return ", ".join(f"{name.replace('_', ' ')} {run.settings[name]}" for name in SAME if name in run.settings)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {run.settings[name]}" for name in SAME if run.settings.get(name, False) is not False
+    )
 
 
 def mean_and_spread(values):
