@@ -98,7 +98,6 @@ def negative_entropy(labels):
 # not mention θ2, but θ1⁺ depends on it: the labels are in the auxiliary loss, its gradient is in θ1⁺ (eq. 4).
 # ------------------------------------------------------------------------------------------------
 
-
 META_GRADIENTS = ("forward-mode", "double-backward")
 
 
@@ -200,8 +199,7 @@ class RememberedLayers(TorchFunctionMode):
     """Remembers the outputs of the convolutions and linear layers at θ1, and spares the pass along v to redo them.
 
     They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v: the derivative needs no x ∗ w, only the layers behind do. So the
-    pass along v costs two convolutions for each one of a forward, 2F, in place of 3F. Any network will do
-    whose forward does the same twice.
+    pass along v costs two forwards in place of three. Any network will do whose forward does the same twice.
     """
 
     def __init__(self):
@@ -372,21 +370,18 @@ def make_networks(make_trunk, psi, seed):
     """The multi-task network and the label generator before the first epoch; make_trunk: () -> a module as VGG16 is."""
     torch.manual_seed(seed)
     network = utils.initialise(utils.Network(make_trunk(), len(psi), sum(psi)), nn.init.xavier_uniform_)
-    label_generator = utils.initialise(LabelGenerator(make_trunk(), psi), nn.init.xavier_normal_)
-    return network, label_generator
+    return network, utils.initialise(LabelGenerator(make_trunk(), psi), nn.init.xavier_normal_)
 
 
 def main(argv=None):
     settings = parse(argv)
     device = select_device(settings.device)
     fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
-    level, psi = settings.primary_level, settings.psi
-    run = Run("model_vgg_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
+    run = Run("model_vgg_maxl", f"{len(settings.psi)}-{sum(settings.psi)}", settings, argv)
     train, test = create_dataset.load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
-
-    networks = make_networks(lambda: utils.Backbone(settings.width), psi, settings.seed)
+    networks = make_networks(lambda: utils.Backbone(settings.width), settings.psi, settings.seed)
     network, label_generator = map(fast.place, networks)
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     label_optimizer = torch.optim.SGD(
@@ -395,7 +390,7 @@ def main(argv=None):
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
     label_scheduler = torch.optim.lr_scheduler.StepLR(label_optimizer, settings.halve_every, gamma=0.5)
     fit(
-        run, fast, train, test, settings, level,
+        run, fast, train, test, settings, settings.primary_level,
         network=network, optimizer=optimizer, scheduler=scheduler,
         label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
     )  # fmt: skip

@@ -112,8 +112,8 @@ def test_help_explains_every_option_with_its_default(name, capsys):
     assert run_script(name, "--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     options = ["data-root", "dataset", "primary-level", "epochs", "batch-size", "width", "train-images", "seed",
-               "device", "precision", "channels-last", "cuda-graphs", "out", "resume", "overwrite", "max-minutes",
-               "quick"]  # fmt: skip
+               "device", "precision", "channels-last", "cuda-graphs", "settle-statistics", "out",
+               "resume", "overwrite", "max-minutes", "quick"]  # fmt: skip
     options += [] if name == "model_vgg_single" else ["cosine-every"]
     options += {"model_vgg_human": ["auxiliary-level"]}.get(name, [])
     options += {"model_vgg_maxl": ["psi", "entropy-weight", "meta-gradient"]}.get(name, [])
