@@ -5,30 +5,30 @@
     python -m experiments.model_vgg_untrained --quick                        # a first look on generated images
 
 The label generator keeps the weights that MAXL starts from with the same seed, so this is MAXL without the second
-pass: what MAXL gains over it is due to the meta-gradient. Not yet run at full length.
+pass. With --settle-statistics, what MAXL gains over it is due to what the label generator learns; without, also to the
+second pass's part in BatchNorm's running statistics. Not yet run at full length.
 """
 
 import sys
 
 import torch
-import torch.nn as nn
 
 import model_vgg_human
 import utils
 from experiments import model_vgg_random
 from harness.exits import run_main
-from model_vgg_maxl import LabelGenerator
+from model_vgg_maxl import make_networks
 
 SETTINGS = model_vgg_random.SETTINGS
 
 
 class UntrainedLabels(model_vgg_human.TrueLabels):
-    """Auxiliary labels of a label generator with the weights drawn here: float (B, sum(psi))."""
+    """Auxiliary labels of a label generator with MAXL's first weights: float (B, sum(psi))."""
 
     def __init__(self, split, settings):
         super().__init__(settings.primary_level)
-        label_generator = LabelGenerator(utils.Backbone(settings.width), settings.psi)
-        self.label_generator = utils.initialise(label_generator, nn.init.xavier_normal_).to(split.labels.device)
+        _, label_generator = make_networks(lambda: utils.Backbone(settings.width), settings.psi, settings.seed)
+        self.label_generator = label_generator.to(split.labels.device)
         self.parts = {"label_generator": self.label_generator}
 
     @torch.no_grad()

@@ -11,8 +11,7 @@ from harness.files import read_settings
 # Settings in which runs that are compared have to be alike.
 SAME = (
     "dataset", "backbone", "epochs", "width", "batch_size", "train_images", "learning_rate", "momentum",
-    "weight_decay", "halve_every", "focal_gamma", "precision",
-    "settle_statistics",
+    "weight_decay", "halve_every", "focal_gamma", "precision", "settle_statistics",
 )  # fmt: skip
 
 
