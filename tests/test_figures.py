@@ -156,7 +156,6 @@ def test_untrained_keeps_the_label_generator_that_maxl_starts_from(monkeypatch):
     weights = [name for name in saved[0] if "running" not in name and "batches" not in name]
     assert weights and all(torch.equal(saved[0][name], saved[1][name]) for name in weights)
 
-    monkeypatch.undo()
     settings = model_vgg_untrained.parse(few)
     split, _ = create_dataset.load("synthetic", None, torch.device("cpu"), 120)
     labels = model_vgg_untrained.UntrainedLabels(split, settings)

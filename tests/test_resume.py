@@ -197,7 +197,7 @@ def test_a_stopped_process_resumes_to_the_bit(stop, code, said, whole_run):
 
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_that_comes_within_a_finalizer_stops_the_run_all_the_same(stop, code, monkeypatch, capsys):
+def test_a_signal_that_comes_within_a_finalizer_stops_the_run_all_the_same(stop, code, capsys):
     """As while a module that is imported late gives back its lock; Python drops an exception raised there."""
     script = SCRIPTS["model_vgg_single"]
     original = script.train_epoch
@@ -210,11 +210,11 @@ def test_a_signal_that_comes_within_a_finalizer_stops_the_run_all_the_same(stop,
         Finalized()
         return original(*arguments)
 
-    monkeypatch.setattr(script, "train_epoch", dropping)
-    assert run_script("model_vgg_single", *TINY, "--out", "r") == code
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "train_epoch", dropping)
+        assert run_script("model_vgg_single", *TINY, "--out", "r") == code
     errors = capsys.readouterr().err
     assert "stopped by" in errors and "ignored" not in errors and not Path("r/curves.csv").exists()
-    monkeypatch.undo()
     assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r", "--resume") == 0
 
 
