@@ -296,6 +296,22 @@ def test_a_stopped_runner_stops_its_runs_first(signum, code, forked_runs):
     assert plan("r", ["3-10"], ["single"], [0], [*TINY, "--epochs", "1000"])[0].state() == "unfinished"
 
 
+def test_a_signal_that_comes_within_a_finalizer_stops_the_runner_all_the_same(forked_runs, monkeypatch, capsys):
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def sleep(seconds):
+        Finalized()
+        time.sleep(seconds)
+
+    monkeypatch.setattr(here, "time", types.SimpleNamespace(sleep=sleep))
+    assert exits.run_main(figure3.experiment.main, [*FEW, "--methods", "single", "--epochs", "3"]) == 130
+    error = capsys.readouterr().err
+    assert "stopped by Ctrl-C" in error and "ignored" not in error
+    assert not files.at_work(Path("r/single-3-seed0"))
+
+
 def test_max_minutes_leaves_runs_unfinished_with_exit_code_3(forked_runs):
     process = forked_runner(*FEW, "--methods", "single", "--epochs", 10_000, "--max-minutes", 0.03)
     process.join(60)

@@ -7,6 +7,7 @@ import torch
 
 from experiments.runner import process
 from experiments.runner.progress import Progress
+from harness.exits import raise_dropped
 from harness.files import at_work
 
 
@@ -32,6 +33,7 @@ def run_here(tasks, jobs):
                     with process.signals_held():
                         running[slot] = task, process.start(task.command, task.log, **share_of_machine(slot, jobs))
             time.sleep(0.5)
+            raise_dropped()
             for slot, (task, run) in list(running.items()):
                 code = run.poll()
                 if code is None:
