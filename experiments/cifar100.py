@@ -112,18 +112,18 @@ def panels(pairs):
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, pair in zip(grid, pairs):
         primary, auxiliary = pair.split("-")
-        axes.set(title=f"{primary} primary, {auxiliary} auxiliary classes", xlabel="epoch")
+        axes.set(title=f"{primary} primary, {auxiliary} auxiliary classes")
         axes.title.set_fontsize(10)
     for axes in grid[len(pairs) :]:
         axes.axis("off")
     return figure, dict(zip(pairs, grid))
 
 
-def draw_curves(runs, pairs, methods, what, curve):
+def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
     """A figure with a panel a pair: means over seeds as lines, ± a standard deviation as bands, a line a method.
 
     methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
-    epochs, empty where unknown.
+    epochs, empty where unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
     """
     figure, grid = panels(pairs)
     shown = {}
@@ -131,10 +131,10 @@ def draw_curves(runs, pairs, methods, what, curve):
         for method, (_, label, colour, style, *_) in methods.items():
             curves = list(filter(None, map(curve, runs.get((pair, method), {}).values())))
             if curves:
-                shown[label] = draw_band(axes, curves, label, colour, style)
+                shown[label] = draw_band(axes, curves, label, colour, style, over[1])
         if not axes.lines:
             axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
-        axes.set_ylabel(what)
+        axes.set(xlabel=over[0], ylabel=what)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     ordered = [method.label for method in methods.values() if method.label in shown]

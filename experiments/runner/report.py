@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import math
 import statistics
 
 from harness.curves import read_curves, row_seconds
@@ -57,10 +58,14 @@ def alike(run):
 
 
 def mean_and_spread(values):
-    """Mean and sample standard deviation, the latter None for a single value; two times None for no values."""
+    """Mean and sample standard deviation, the latter None for a single value; two times None for no values.
+
+    Both are NaN where a value is NaN.
+    """
     if not values:
         return None, None
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    mean = statistics.fmean(values)
+    return mean, None if len(values) == 1 else math.nan if math.isnan(mean) else statistics.stdev(values)
 
 
 def with_spread(mean, spread, digits=2):
@@ -75,13 +80,16 @@ def band(curves):
     return list(means), [spread or 0.0 for spread in spreads]
 
 
-def draw_band(axes, curves, label, colour, style):
-    """Draw the mean of the curves over the epochs, and ± a standard deviation as a band; returns the line."""
+def draw_band(axes, curves, label, colour, style, places=None):
+    """Draw the mean of the curves, and ± a standard deviation as a band; returns the line.
+
+    places: of a curve's numbers on the horizontal axis, the epochs 1, 2, ... by default. NaN is left out.
+    """
     means, spreads = band(curves)
-    epochs = range(1, len(means) + 1)
-    (line,) = axes.plot(epochs, means, linestyle=style, color=colour, linewidth=1.6, label=label)
+    places = range(1, len(means) + 1) if places is None else places
+    (line,) = axes.plot(places, means, linestyle=style, color=colour, linewidth=1.6, label=label)
     low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
     return line
 
 
