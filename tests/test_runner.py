@@ -19,7 +19,7 @@ from conftest import REPOSITORY, TINY, assert_same_run, curves, forked, run_scri
 
 import create_dataset
 from experiments import cifar100, figure3
-from experiments.runner import cluster, here
+from experiments.runner import cluster, here, progress
 from experiments.runner import process as runs_process
 from harness import exits, files
 
@@ -117,6 +117,23 @@ def test_dry_run_shows_commands_and_an_estimate(capsys, spared):
     assert out.count("not begun") == 5 and "5 runs; about" in out
     assert "--primary-level 0 --auxiliary-level 1 --seed 0 --out r/human-3-10-seed0" in out
     assert not Path("r").exists()
+
+
+@pytest.mark.parametrize("method, passes", [("single", {"train": 2.0}), ("maxl", {"train": 2.0, "meta": 4.0})])
+def test_the_estimate_is_the_measured_time_of_what_an_epoch_has(method, passes, monkeypatch):
+    """From 2 iterations and 2000 test images to 100 and 10,000; a settling pass of 10,000 images for Single alone."""
+
+    def main(arguments):
+        (folder,) = (Path(argument[6:]) for argument in arguments if argument.startswith("--out="))
+        folder.mkdir()
+        columns = {f"seconds_{name}": seconds for name, seconds in (passes | {"test": 3.0}).items()}
+        (folder / "curves.csv").write_text("\n".join(",".join(map(str, line)) for line in zip(*columns.items())) + "\n")
+
+    monkeypatch.setattr(importlib.import_module(f"model_vgg_{method}"), "main", main)
+    options = ["--train-images", "10000", "--device", "cpu"]
+    for more, settled in (([], 0), (["--settle-statistics"], 15 if method == "single" else 0)):
+        seconds = progress.estimate(plan("r", ["20-100"], [method], [0], [*options, *more]))
+        assert seconds == {method: pytest.approx(sum(passes.values()) / 2 * 100 + 15 + settled)}
 
 
 # --- running --------------------------------------------------------------------------------------
