@@ -99,14 +99,14 @@ def table(runs, datasets, methods, seeds):
     """A dict a cell: dataset and method, test accuracy in % of the final epoch, the gain over Single, the paper's."""
     rows = []
     for dataset in datasets:
-        single = finals(runs.get((dataset, SINGLE), {}))
+        single = runs.get((dataset, SINGLE), {})
         for method in methods:
             found = runs.get((dataset, method), {})
-            values = finals(found)
+            values = report.finals(found)
             row = {"dataset": dataset, "backbone": DATASETS[dataset].backbone, "method": str(method)}
             row |= {"begun": len(found), "n": len(values)}
             row["mean"], row["std"] = report.mean_and_spread(list(values.values()))
-            gains = [values[seed] - single[seed] for seed in values if seed in single and method != SINGLE]
+            gains = report.gains(found, single) if method != SINGLE else []
             row["gain_n"] = len(gains)
             row["gain_mean"], row["gain_std"] = report.mean_and_spread(gains)
             row["paper_mean"], row["paper_std"] = PAPER.get(dataset, {}).get(method, (None, None))
@@ -119,11 +119,6 @@ def table(runs, datasets, methods, seeds):
 def titles(dataset):
     """Of a dataset and of its backbone."""
     return DATASETS[dataset].title, TITLES.get(DATASETS[dataset].backbone, DATASETS[dataset].backbone)
-
-
-def finals(runs):
-    """{seed: accuracy in % of the final epoch} of the finished ones among {seed: RunOnDisk}."""
-    return {seed: run.accuracy[-1] for seed, run in runs.items() if run.finished}
 
 
 def markdown(rows, runs):

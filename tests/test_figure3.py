@@ -32,6 +32,8 @@ def test_the_table_has_the_known_means_and_says_what_is_missing(capsys):
     for seed, final in enumerate((0.70, 0.72, 0.74)):
         made_up_run("r", f"maxl-20-100-seed{seed}", [0.2, 0.75, final])
     made_up_run("r", "single-20-seed0", [0.1, 0.2, 0.3])
+    made_up_run("r", "single-20-seed1", [0.1, 0.2, 0.26])
+    made_up_run("r", "single-20-seed2", [0.9], epochs=3)
     made_up_run("r", "human-20-100-seed0", [0.1, 0.2], epochs=3)
     made_up_run("r", "random-20-100-seed1", [0.1, 0.4, 0.3])
     draw("r", ["20-100"], [0, 1, 2])
@@ -41,14 +43,17 @@ def test_the_table_has_the_known_means_and_says_what_is_missing(capsys):
     assert float(maxl["best_mean"]) == pytest.approx(75) and float(maxl["best_std"]) == pytest.approx(0, abs=1e-9)
     assert maxl["n"] == "3" and maxl["missing"] == "" and float(maxl["paper_maxl"]) == 74.27
     assert float(maxl["seconds_per_run"]) == pytest.approx(180) and maxl["device"] == "a device"
-    assert rows["Single"]["final_std"] == "" and rows["Single"]["missing"] == "seed 1 not run, seed 2 not run"
+    assert rows["Single"]["final_mean"] == "28.0" and rows["Single"]["missing"] == "seed 2 at epoch 1 of 3"
+    assert [float(maxl[f"gain_{what}"]) for what in ("n", "mean", "std")] == pytest.approx([2, 43, 3 * 2**0.5])
+    assert float(rows["Random"]["gain_mean"]) == pytest.approx(4) and rows["Random"]["gain_std"] == ""
+    assert rows["Single"]["gain_n"] == rows["Human"]["gain_n"] == "0" and rows["Single"]["gain_mean"] == ""
     assert rows["Human"]["n"] == "0" and rows["Human"]["final_mean"] == ""
     assert rows["Human"]["missing"] == "seed 0 at epoch 2 of 3, seed 1 not run, seed 2 not run"
-    assert any(line.startswith("| 20 → 100 | Human | unfinished | unfinished | 0 |") for line in open("r/figure3.md"))
     assert rows["Random"]["n"] == "1" and float(rows["Random"]["best_mean"]) == pytest.approx(40)
     lines = Path("r/figure3.md").read_text().splitlines()
-    assert "| 20 → 100 | MAXL | 72.00 ± 2.00 | 75.00 ± 0.00 | 3 | 74.27 | 3.0 min | a device |  |" in lines
-    assert any(line.startswith("| 20 → 100 | K-Means | not run | not run | 0 |") for line in lines)
+    maxl = "MAXL | 72.00 ± 2.00 | 75.00 ± 0.00 | 43.00 ± 4.24 | 3 | 74.27 | 3.0 min | a device |  |"
+    for start in (maxl, "Human | unfinished | unfinished |  | 0 |", "K-Means | not run | not run |  | 0 |"):
+        assert any(line.startswith(f"| 20 → 100 | {start}") for line in lines)
     assert Path("r/figure3.png").read_bytes().startswith(b"\x89PNG")
     assert Path("r/figure3.pdf").read_bytes().startswith(b"%PDF")
 

@@ -57,6 +57,17 @@ def alike(run):
     )
 
 
+def finals(runs):
+    """{seed: test accuracy in % of the final epoch} of the finished ones among {seed: RunOnDisk}."""
+    return {seed: run.accuracy[-1] for seed, run in runs.items() if run.finished}
+
+
+def gains(runs, others):
+    """By how many points the finished ones of {seed: RunOnDisk} end above those of `others` with the same seed."""
+    theirs = finals(others)
+    return [accuracy - theirs[seed] for seed, accuracy in finals(runs).items() if seed in theirs]
+
+
 def mean_and_spread(values):
     """Mean and sample standard deviation, the latter None for a single value; two times None for no values.
 
