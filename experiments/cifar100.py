@@ -33,6 +33,7 @@ METHODS = {
     "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7, 2),
     # not in Figure 3 of the paper: controls of ours, and the other half of Table 3
     "uniform": Method("experiments.model_vgg_uniform", "Uniform", "#CC79A7", (0, (1, 1)), 1.0),
+    "redrawn": Method("experiments.model_vgg_redrawn", "Redrawn", "#8C510A", (0, (5, 1, 1, 1)), 1.0),
     "untrained": Method("experiments.model_vgg_untrained", "Untrained", "#888888", (0, (3, 1, 1, 1)), 1.3, 2),
     "maxl0": Method("model_vgg_maxl", "MAXL, λ = 0", "#56B4E9", "-", 4.7, 2, ("--entropy-weight", "0")),
 }

@@ -1,4 +1,4 @@
-"""The baselines of experiments/: Random and K-Means."""
+"""The baselines of experiments/, Random and K-Means, and of the controls the one that draws labels as it goes."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,10 @@ from conftest import TINY, assert_same_run, curves, shortcuts
 
 import create_dataset
 import model_vgg_maxl
-from experiments import model_vgg_kmeans, model_vgg_random
+from experiments import model_vgg_kmeans, model_vgg_random, model_vgg_redrawn
 from harness import exits
 
-BASELINES = {"random": model_vgg_random, "kmeans": model_vgg_kmeans}
+BASELINES = {"random": model_vgg_random, "kmeans": model_vgg_kmeans, "redrawn": model_vgg_redrawn}
 
 
 @pytest.fixture

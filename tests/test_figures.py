@@ -10,7 +10,16 @@ from conftest import TINY, curves
 
 import create_dataset
 import model_vgg_maxl
-from experiments import cifar100, figure3, figure4, figure7, model_vgg_uniform, model_vgg_untrained, table3
+from experiments import (
+    cifar100,
+    figure3,
+    figure4,
+    figure7,
+    model_vgg_redrawn,
+    model_vgg_uniform,
+    model_vgg_untrained,
+    table3,
+)
 from experiments.runner import report
 from harness import exits
 
@@ -133,7 +142,7 @@ def test_the_papers_numbers_of_table_3():
     ]  # fmt: skip
 
 
-# --- Uniform and Untrained --------------------------------------------------------------------------------------------
+# --- Uniform, Redrawn and Untrained --------------------------------------------------------------------
 
 
 def test_uniform_labels_are_uniform_on_their_primary_class_and_sum_to_one():
@@ -166,7 +175,22 @@ def test_untrained_keeps_the_label_generator_that_maxl_starts_from(monkeypatch):
     assert (generated[~own] == 0).all() and generated[own].std() > 0  # these tell more than Uniform's
 
 
-@pytest.mark.parametrize("script", [model_vgg_uniform, model_vgg_untrained])
+def test_redrawn_labels_are_uniform_within_their_primary_class_and_new_at_every_call():
+    psi, count = [2, 1, 4], 20_000
+    targets = (torch.arange(3 * count) % 3)[:, None].expand(-1, 4)
+    split = create_dataset.Split(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), targets)
+    labels = model_vgg_redrawn.RedrawnLabels(split, 0, psi, seed=0)
+    first, second = labels(None, targets), labels(None, targets)
+    shares = torch.bincount(first, minlength=7) / count
+    assert len(shares) == 7 and shares.tolist() == pytest.approx([1 / 2, 1 / 2, 1, *[1 / 4] * 4], abs=0.02)
+    assert model_vgg_maxl.hierarchy_mask(psi)[targets[:, 0], first].all()
+    same = ((first == second)[targets[:, 0] == primary].double().mean().item() for primary in range(3))
+    assert list(same) == pytest.approx([1 / 2, 1, 1 / 4], abs=0.02)
+    assert torch.equal(model_vgg_redrawn.RedrawnLabels(split, 0, psi, seed=0)(None, targets), first)
+    assert not torch.equal(model_vgg_redrawn.RedrawnLabels(split, 0, psi, seed=1)(None, targets), first)
+
+
+@pytest.mark.parametrize("script", [model_vgg_redrawn, model_vgg_uniform, model_vgg_untrained])
 def test_controls_train_and_are_in_figure_3_by_name_only(script):
     few = [*TINY, "--epochs", "1", "--cosine-every", "2", "--out", "u"]
     assert exits.run_main(script.main, few) == 0
