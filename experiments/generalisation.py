@@ -62,7 +62,8 @@ def table(runs):
             continue
         window = window_of(finished[0])
         train, test = (np.transpose(values) for values in zip(*map(by_window, finished)))  # (windows, runs)
-        cells = [(f"{i * window + 1} to {(i + 1) * window}", test[i], train[i]) for i in range(len(test))]
+        names = [f"{i * window + 1} to {(i + 1) * window}" if window > 1 else str(i + 1) for i in range(len(test))]
+        cells = list(zip(names, test, train))
         equal = zip(LEVELS, *(at_equal_fit(run, LEVELS) for run in finished))
         cells += [("", values, [level] * len(values)) for level, *values in equal if not np.isnan(values).any()]
         for epochs, *values in cells:
