@@ -44,9 +44,12 @@ def by_window(run):
 def at_equal_fit(run, levels):
     """Test accuracies in % where the training accuracy is each of `levels` (%); NaN beyond what it reaches.
 
-    A mean over the epochs, weighted by how near their training accuracy is to the level: exp(-d² / 2 NEAR²).
+    A mean over the epochs, weighted by how near their training accuracy is to the level: exp(-d² / 2 NEAR²). A run
+    without an epoch has none.
     """
     train, test = accuracies(run)
+    if not len(train):
+        return []
     levels = np.array(levels)
     within = levels.clip(train.min(), train.max())
     weights = np.exp(-0.5 * ((within[:, None] - train) / NEAR) ** 2)
