@@ -32,7 +32,8 @@ class RedrawnLabels(model_vgg_human.TrueLabels):
 
     def __call__(self, images, labels):
         primary = labels[:, self.level]
-        drawn = torch.rand(primary.shape, generator=self.generator, dtype=torch.float64).to(primary.device)
+        drawn = torch.rand(primary.shape, generator=self.generator, dtype=torch.float64)
+        drawn = drawn.to(primary.device, non_blocking=True)  # or the host would wait for a GPU at every batch
         return self.first[primary] + (drawn * self.sizes[primary]).long()
 
 

@@ -76,7 +76,9 @@ def mean_and_spread(values):
     if not values:
         return None, None
     mean = statistics.fmean(values)
-    return mean, None if len(values) == 1 else math.nan if math.isnan(mean) else statistics.stdev(values)
+    if len(values) == 1:
+        return mean, None
+    return mean, math.nan if math.isnan(mean) else statistics.stdev(values)  # stdev itself fails on NaN
 
 
 def with_spread(mean, spread, digits=2):
