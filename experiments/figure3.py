@@ -25,7 +25,7 @@ from experiments.runner.main import Experiment
 
 def table(runs, pairs, methods, seeds):
     """A dict a row: pair and method, accuracies in % over the finished runs, what is missing, time and device."""
-    rows = []
+    rows, generated = [], report.generated(runs)
     for pair in pairs:
         for method in methods:
             found = runs.get((pair, method), {})
@@ -37,7 +37,6 @@ def table(runs, pairs, methods, seeds):
             gains = report.gains(found, runs.get((pair, "single"), {})) if method != "single" else []
             row["gain_n"] = len(gains)
             row["gain_mean"], row["gain_std"] = report.mean_and_spread(gains)
-            generated = any(run.settings["dataset"] == "synthetic" for run in found.values())  # nothing of the paper's
             row["paper_maxl"] = cifar100.PAPER.get(pair) if method == "maxl" and not generated else None
             row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
             row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))

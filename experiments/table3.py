@@ -28,7 +28,7 @@ PAPER = {  # test accuracy in %, share of the classes used
 
 def table(runs, pairs, seeds):
     """A dict a row: pair and λ, accuracy in % and share of classes used in the final epoch, ours and the paper's."""
-    rows = []
+    rows, generated = [], report.generated(runs)
     for pair in pairs:
         for method in BOTH:
             found = runs.get((pair, method), {})
@@ -39,7 +39,6 @@ def table(runs, pairs, seeds):
                 ("used", [run.column(USED)[-1] for run in finished]),
             ):
                 row[f"{name}_mean"], row[f"{name}_std"] = report.mean_and_spread(values)
-            generated = any(run.settings["dataset"] == "synthetic" for run in found.values())
             theirs = (None, None) if generated else PAPER[method].get(pair, (None, None))
             row["paper_accuracy"], row["paper_used"] = theirs
             row["missing"] = report.missing(found, seeds)

@@ -58,6 +58,12 @@ def test_the_table_has_the_known_means_and_says_what_is_missing(capsys):
     assert Path("r/figure3.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_no_number_of_the_paper_stands_beside_generated_images_not_even_where_maxl_was_not_run():
+    made_up_run("r", "single-20-seed0", [0.3], dataset="synthetic")
+    draw("r", ["20-100"], [0])
+    assert "74.27" not in Path("r/figure3.md").read_text()
+
+
 def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
     for seed, accuracies in enumerate(([0.1, 0.2, 0.3], [0.3, 0.4])):
         made_up_run("r", f"maxl-3-10-seed{seed}", accuracies, epochs=3)

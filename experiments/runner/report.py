@@ -39,6 +39,11 @@ def listed(runs):
     return [run for found in runs.values() for run in found.values()]
 
 
+def generated(runs):
+    """Whether any of {key: {seed: RunOnDisk}} is on generated images, beside which no number of the paper belongs."""
+    return any(run.settings["dataset"] == "synthetic" for run in listed(runs))
+
+
 def check_alike(runs):
     """Raise InputError where the settings of the runs differ in more than method, levels and seed."""
     for run in runs:
