@@ -124,9 +124,9 @@ def main(argv=None):
 
     torch.manual_seed(settings.seed)
     size = settings.latent_size or sum(psi)  # of the auxiliary head's output
-    network = utils.Network(utils.VGG16(settings.width), len(psi), size)
+    network = utils.Network(utils.Backbone(settings.width), len(psi), size)
     fast.place(utils.initialise(network, nn.init.xavier_uniform_))
-    label_generator = make_label_generator(variant, utils.VGG16(settings.width), psi, size)
+    label_generator = make_label_generator(variant, utils.Backbone(settings.width), psi, size)
     fast.place(utils.initialise(label_generator, nn.init.xavier_normal_))
     optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
     label_optimizer = torch.optim.SGD(

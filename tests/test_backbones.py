@@ -1,14 +1,20 @@
 """Table 1's backbones: their parameters counted by hand, the residual block written out, and the meta-gradient."""
 
+import importlib
+
 import pytest
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from conftest import TINY, shortcuts
 from test_meta_gradient import assert_gradients_equal, batch
 
 import model_vgg_maxl as maxl
 import utils
+from experiments.appendix_e import VARIATIONS
 from experiments.backbones import BACKBONES, BasicBlock, Conv4, ResNet32
+from experiments.cifar100 import METHODS
+from harness.exits import run_main
 
 NEW = {"conv4": Conv4, "resnet32": ResNet32}
 
@@ -106,3 +112,19 @@ def test_every_convolution_of_a_trunk_is_remembered(name):
     trunk = [output._version == version for output, version in layers.outputs if output.dim() == 4]
     convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
     assert len(trunk) == convolutions and all(trunk)
+
+
+SCRIPTS = {method.script: () for method in METHODS.values()} | {VARIATIONS["latent"].script: ("--variant", "latent")}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_another_backbone_is_that_of_every_network(script, monkeypatch):
+    """As the README says: utils.Backbone is the one place to change."""
+    monkeypatch.setattr(utils, "Backbone", Conv4)
+    arguments = [*SCRIPTS[script], *TINY, "--epochs", "1", "--out", "r"]
+    with shortcuts():
+        assert run_main(importlib.import_module(script).main, arguments) == 0
+    parts = torch.load("r/checkpoint.pt", weights_only=True)["parts"]
+    for name in parts.keys() & {"network", "label_generator"}:
+        convolutions = [weights for weights in parts[name].values() if weights.dim() == 4]
+        assert len(convolutions) == 4, name
