@@ -110,7 +110,7 @@ def meta_gradient(
     method: "double-backward" differentiates through θ1⁺, as Algorithm 1 has it. "forward-mode" gives the same
     gradient without a second-order graph: the auxiliary loss is linear in the labels, so with v = ∇L_pri(θ1⁺)
         ∂L_pri(θ1⁺)/∂y_nk = -(α/N) D_v ℓ_nk(θ1),    D_v the derivative along v: one forward-mode pass.
-    It runs the network at θ1 twice, with the same random draws. Neither method bears TF32 or autocast (README, Speed).
+    It runs the network at θ1 twice, with the same random draws. Both methods need fp32: no TF32, no autocast.
 
     Returns (gradients, a tuple in the order of the label generator's trainable parameters; the look-ahead primary loss
     and the entropy of the mean label, 0-d tensors by name). Running statistics: each network's take part once, in the
@@ -129,8 +129,8 @@ def meta_gradient(
         primary_logits, auxiliary_logits = network(images)
     loss = utils.focal_loss(primary_logits, primary, gamma)
     loss = loss + utils.focal_loss(auxiliary_logits, labels if second_order else labels.detach(), gamma)
-    theta1_plus = torch.autograd.grad(loss, theta1.values(), create_graph=second_order, materialize_grads=True)
-    theta1_plus = {name: p - step_length * g for (name, p), g in zip(theta1.items(), theta1_plus)}
+    grads = torch.autograd.grad(loss, theta1.values(), create_graph=second_order, materialize_grads=True)
+    theta1_plus = {name: p - step_length * g for (name, p), g in zip(theta1.items(), grads)}
 
     # L_pri(θ1⁺) (eq. 3)
     statistics = {name: buffer.clone() for name, buffer in network.named_buffers()}
@@ -236,12 +236,13 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
     """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name.
 
     optimizer: the multi-task network's, read for its learning rate, not stepped. options: entropy_weight, gamma and
-    method, as in `meta_gradient`. Raises ValueError where that optimizer has several rates.
+    method, as in `meta_gradient`. Raises ValueError where that optimizer has several rates. Autocast is off in here.
     """
     step_length, *others = {group["lr"] for group in optimizer.param_groups}  # α: the scheduled rate, as it is now
     if others:
         raise ValueError("the multi-task optimizer has several learning rates; eq. 4 has one step length α")
-    gradients, metrics = meta_gradient(network, label_generator, images, primary, step_length, **options)
+    with torch.autocast("cuda" if images.is_cuda else "cpu", enabled=False):  # rounding would ruin the gradient
+        gradients, metrics = meta_gradient(network, label_generator, images, primary, step_length, **options)
     for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
         parameter.grad = gradient
     label_optimizer.step()
@@ -306,7 +307,7 @@ def fit(
     train, test: Splits. fast: an Acceleration, whose device the networks are on. level: of the primary labels.
     """
     gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
-    # The meta-gradient bears neither bf16 nor TF32 (README, Speed): the second pass is in fp32, whatever the precision.
+    # bf16 and TF32 ruin the meta-gradient (README, Speed): the second pass is in fp32, whatever the precision.
     auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(fast.exact(meta_training_step))
     low, low_generator = fast.lower(network), fast.lower(label_generator)
     for _ in run.epochs(
@@ -315,8 +316,7 @@ def fit(
         label_generator=label_generator, label_optimizer=label_optimizer, label_scheduler=label_scheduler,
         generator=generator,
     ):  # fmt: skip
-        row = {"learning_rate": optimizer.param_groups[0]["lr"]}
-        row |= {"label_learning_rate": label_optimizer.param_groups[0]["lr"]}
+        row = {"learning_rate": scheduler.get_last_lr()[0], "label_learning_rate": label_scheduler.get_last_lr()[0]}
         row |= train_epoch(
             low, low_generator, optimizer, train.train_batches(settings.batch_size, generator), level,
             run.meter("train"), gamma=gamma, cosine_every=settings.cosine_every, step=auxiliary_step,
