@@ -69,7 +69,7 @@ def read_runs(root, pairs, seeds):
         for run in found.values():
             if method == "cross-entropy":  # γ = 0 is what makes it this variation, and no other difference
                 run.settings["focal_gamma"] = model_vgg_maxl.SETTINGS["focal_gamma"]
-    report.check_alike(report.listed(runs))
+    report.check_alike(runs)
     return runs
 
 

@@ -4,7 +4,7 @@ import collections
 from typing import NamedTuple
 
 import create_dataset
-from experiments.runner.report import RunOnDisk, check_alike, draw_band, listed
+from experiments.runner.report import RunOnDisk, check_alike, draw_band
 from experiments.runner.task import Task
 from harness.exits import InputError
 
@@ -94,12 +94,12 @@ def add_pairs(parser, default="all"):
     )  # fmt: skip
 
 
-def add_options(parser):
-    """Add --pairs and --methods."""
-    add_pairs(parser)
+def add_options(parser, methods=METHODS, default=FIVE, pairs="all"):
+    """Add --pairs and --methods; default, pairs: what stands for those not given."""
+    add_pairs(parser, pairs)
     parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, metavar="M",
-        help=f"{', '.join(METHODS)} (default: {', '.join(FIVE)})",
+        "--methods", nargs="+", choices=methods, metavar="M",
+        help=f"{', '.join(methods)} (default: {', '.join(default)})",
     )  # fmt: skip
 
 
@@ -166,5 +166,5 @@ def find_runs(root, methods, pairs, seeds, run_name=run_name):
 def read_runs(root, methods, pairs, seeds):
     """find_runs; raises InputError where the runs' settings differ in more than method, levels and seed, too."""
     runs = find_runs(root, methods, pairs, seeds)
-    check_alike(listed(runs))
+    check_alike(runs)
     return runs

@@ -19,6 +19,7 @@ from experiments.runner.main import Experiment
 from harness.exits import InputError
 
 WITH_AUXILIARY_TASK = ["human", "random", "kmeans", "maxl"]
+OTHERS = ["uniform", "redrawn", "untrained", "maxl0"]  # drawn where they were run
 COLUMNS = {  # of curves.csv
     "train_cosine_similarity": "by filter, mean over filters and convolutions",
     "train_trunk_cosine_similarity": "of the trunk's whole gradient",
@@ -28,7 +29,7 @@ LAST_EPOCHS = 10  # of the table
 
 def read_runs(settings):
     """Figure 3's runs but Single's; raises InputError, with the way out, where one has no cosine similarity."""
-    methods = [*WITH_AUXILIARY_TASK, "uniform", "redrawn", "untrained", "maxl0"]
+    methods = [*WITH_AUXILIARY_TASK, *OTHERS]
     runs = cifar100.read_runs(settings.out, methods, settings.pairs, settings.seeds)
     for run in (run for found in runs.values() for run in found.values()):
         if not run.column("train_cosine_similarity"):
@@ -85,8 +86,12 @@ def make_report(settings):
 
 def similarity(name, doc, pairs):
     """The Experiment of Figure 4, or of Figure 7, which differ in their pairs."""
+
+    def add_options(parser):
+        cifar100.add_options(parser, [*WITH_AUXILIARY_TASK, *OTHERS], WITH_AUXILIARY_TASK, ", ".join(pairs))
+
     return Experiment(
-        name, doc, cifar100.plan, make_report, cifar100.add_options,
+        name, doc, cifar100.plan, make_report, add_options,
         full={"pairs": pairs, "methods": WITH_AUXILIARY_TASK, "seeds": cifar100.SEEDS},
         quick={"pairs": pairs[:1], "seeds": [0]}, folder="figure3",
     )  # fmt: skip

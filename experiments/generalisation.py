@@ -20,9 +20,9 @@ from experiments.runner.main import Experiment
 from harness.exits import InputError
 
 WINDOWS = 10  # of epochs, in a run
-LEVELS = range(5, 100, 5)  # training accuracies in % of the table
+LEVELS = np.arange(5, 100, 5)  # training accuracies in % of the table
 GRID = np.arange(0, 100.5, 0.5)  # and of the figure
-NEAR = 1.5  # to these, in points
+NEAR = 1.5  # points of training accuracy over which epochs are averaged there
 
 
 def accuracies(run):
@@ -30,30 +30,32 @@ def accuracies(run):
     return (100 * np.array(run.column(f"{split}_primary_accuracy")) for split in ("train", "test"))
 
 
-def window_of(run):
-    """Epochs over which accuracies are averaged."""
-    return max(1, run.settings["epochs"] // WINDOWS)
+def windows(values):
+    """The values in WINDOWS parts, as equal as can be; each for itself where there are fewer."""
+    return np.array_split(values, min(WINDOWS, len(values)))
 
 
 def by_window(run):
     """Training and test accuracies in %, means over successive windows."""
-    window = window_of(run)
-    return (values[: len(values) // window * window].reshape(-1, window).mean(axis=1) for values in accuracies(run))
+    return (np.array([part.mean() for part in windows(values)]) for values in accuracies(run))
 
 
 def at_equal_fit(run, levels):
     """Test accuracies in % where the training accuracy is each of `levels` (%); NaN beyond what it reaches.
 
-    A mean over the epochs, weighted by how near their training accuracy is to the level: exp(-d² / 2 NEAR²). A run
-    without an epoch has none.
+    Both accuracies are averaged over the epochs with the weights exp(-d² / 2 NEAR²), d the distance of an epoch's
+    training accuracy to a point that runs over all of them; where the one mean is the level, the other is what is
+    returned. A run without an epoch has none.
     """
     train, test = accuracies(run)
     if not len(train):
         return []
-    levels = np.array(levels)
-    within = levels.clip(train.min(), train.max())
-    weights = np.exp(-0.5 * ((within[:, None] - train) / NEAR) ** 2)
-    return np.where(within == levels, weights @ test / weights.sum(axis=1), np.nan).tolist()
+    points = np.arange(train.min() - 10 * NEAR, train.max() + 10 * NEAR, NEAR / 10)
+    exponents = -0.5 * ((points[:, None] - train) / NEAR) ** 2
+    weights = np.exp(exponents - exponents.max(axis=1, keepdims=True))
+    mean_train, mean_test = (weights @ values / weights.sum(axis=1) for values in (train, test))
+    reached = (train.min() <= levels) & (levels <= train.max())
+    return np.where(reached, np.interp(levels, mean_train, mean_test), np.nan).tolist()
 
 
 def table(runs):
@@ -63,9 +65,9 @@ def table(runs):
         finished = [run for run in found.values() if run.finished]
         if not finished:
             continue
-        window = window_of(finished[0])
         train, test = (np.transpose(values) for values in zip(*map(by_window, finished)))  # (windows, runs)
-        names = [f"{i * window + 1} to {(i + 1) * window}" if window > 1 else str(i + 1) for i in range(len(test))]
+        parts = windows(range(1, finished[0].settings["epochs"] + 1))
+        names = [f"{part[0]} to {part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
         cells = list(zip(names, test, train))
         equal = zip(LEVELS, *(at_equal_fit(run, LEVELS) for run in finished))
         cells += [("", values, [level] * len(values)) for level, *values in equal if not np.isnan(values).any()]
@@ -82,9 +84,9 @@ def markdown(rows, runs, pairs, seeds):
     text = (
         "Accuracy of the primary task in %, mean ± standard deviation over n finished runs "
         f"({report.alike(report.listed(runs)[0])}). The training accuracy is that of the first pass, on augmented "
-        "batches while the weights change. At a training accuracy: mean over epochs, weighted by their training "
-        f"accuracy's distance d to it, exp(-d² / 2·{NEAR}²); a halving of the learning rate lifts both accuracies, so "
-        "compare where all have it before them, or all behind.\n"
+        "batches while the weights change. At a training accuracy: both accuracies are means over epochs of about "
+        f"the same training accuracy, weighted by exp(-d² / 2·{NEAR}²), d in points; a halving of the learning rate "
+        "lifts both accuracies, so compare where it is still to come for all, or past for all.\n"
     )
     for pair in pairs:
         begun = {METHODS[method].label: found for (p, method), found in runs.items() if p == pair}
@@ -122,8 +124,13 @@ def make_report(settings):
     return figure, rows, markdown(rows, runs, settings.pairs, settings.seeds)
 
 
+def add_options(parser):
+    """Add --pairs and --methods."""
+    cifar100.add_options(parser, pairs="20-100")
+
+
 experiment = Experiment(
-    "generalisation", __doc__, cifar100.plan, make_report, cifar100.add_options,
+    "generalisation", __doc__, cifar100.plan, make_report, add_options,
     full={"pairs": ["20-100"], "methods": cifar100.FIVE, "seeds": cifar100.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip

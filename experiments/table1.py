@@ -91,8 +91,8 @@ def read_runs(root, datasets, methods, seeds):
 
 
 def runs_on(dataset, runs):
-    """All runs on a dataset, as a list."""
-    return report.listed({key: found for key, found in runs.items() if key[0] == dataset})
+    """Those of {(dataset, method): ...} on one dataset."""
+    return {key: found for key, found in runs.items() if key[0] == dataset}
 
 
 def table(runs, datasets, methods, seeds):
@@ -132,7 +132,7 @@ def markdown(rows, runs):
         lines.append([title, backbone, "ours", *line(cells)])
         if dataset in PAPER:
             lines.append(["", "", "paper", *line(cells, "paper_")])
-        alike = [report.alike(run) for run in runs_on(dataset, runs)[:1]]
+        alike = [report.alike(run) for run in report.listed(runs_on(dataset, runs))[:1]]
         missing = [f"{name}: {row['missing']}" for name, row in zip(headings, cells) if row["missing"] and row["begun"]]
         notes.append(f"- {title}: " + "; ".join([*(alike or ["not run"]), *missing]) + ".\n")
     return (

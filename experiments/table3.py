@@ -14,7 +14,9 @@ import sys
 from experiments import cifar100
 from experiments.runner import report
 from experiments.runner.main import Experiment
+from harness.exits import InputError
 
+LAMBDA = 0.2
 BOTH = ["maxl", "maxl0"]
 USED = "train_auxiliary_classes_used"
 PAPER = {  # test accuracy in %, share of the classes used
@@ -33,7 +35,7 @@ def table(runs, pairs, seeds):
         for method in BOTH:
             found = runs.get((pair, method), {})
             finished = [run for run in found.values() if run.finished]
-            row = {"pair": pair, "entropy_weight": 0.2 if method == "maxl" else 0.0, "n": len(finished)}
+            row = {"pair": pair, "entropy_weight": LAMBDA if method == "maxl" else 0.0, "n": len(finished)}
             for name, values in (
                 ("accuracy", [run.accuracy[-1] for run in finished]),
                 ("used", [run.column(USED)[-1] for run in finished]),
@@ -66,6 +68,12 @@ def markdown(rows, runs):
 def make_report(settings):
     """The shares of classes used over the epochs as a figure, and the table."""
     runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
+    for run in report.listed({key: found for key, found in runs.items() if key[1] == "maxl"}):
+        if run.settings.get("entropy_weight", LAMBDA) != LAMBDA:
+            raise InputError(
+                f"{run.folder} was run with λ = {run.settings['entropy_weight']}, and Table 3 is of {LAMBDA} and 0; "
+                "move it away, or name another folder with --out"
+            )
     rows = table(runs, settings.pairs, settings.seeds)
     shown = {method: cifar100.METHODS[method] for method in BOTH}
     figure = cifar100.draw_curves(runs, settings.pairs, shown, "auxiliary classes used", lambda run: run.column(USED))

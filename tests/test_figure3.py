@@ -86,9 +86,26 @@ def test_the_papers_numbers_are_table_3s():
     assert list(cifar100.PAPER.values()) == [90.50, 90.65, 90.66, 78.40, 78.46, 74.27]
 
 
-def test_runs_of_different_settings_are_not_drawn_together(capsys):
+@pytest.mark.parametrize("name, other", [
+    ("maxl-3-10-seed0", {"width": 0.25}),
+    ("maxl-3-100-seed1", {"label_learning_rate": 0.01}),  # of MAXL's own settings, on whatever pair
+    ("maxl-3-10-seed1", {"entropy_weight": 5.0}),
+])  # fmt: skip
+def test_runs_of_different_settings_are_not_drawn_together(name, other, capsys):
     made_up_run("r", "single-3-seed0", [0.5, 0.6], width=1.0)
-    made_up_run("r", "maxl-3-10-seed0", [0.5, 0.6], width=0.25)
+    of_maxl = {"label_learning_rate": 0.001, "entropy_weight": 0.2}
+    made_up_run("r", "maxl-3-20-seed0", [0.5, 0.6], width=1.0, **of_maxl)
+    made_up_run("r", "maxl0-3-20-seed0", [0.5, 0.6], width=1.0, **of_maxl | {"entropy_weight": 0.0})
+    made_up_run("r", name, [0.5, 0.6], **{"width": 1.0} | of_maxl | other)
+    (setting,) = other
     assert exits.run_main(figure3.experiment.main, ["--plot", "--out", "r"]) == 2
     error = capsys.readouterr().err
-    assert "differ in width and cannot stand in one figure" in error and error.count("\n") == 1
+    assert f"differ in {setting} and cannot stand in one figure" in error and error.count("\n") == 1
+
+
+def test_a_folder_without_settings_is_named(capsys):
+    made_up_run("r", "single-3-seed0", [0.5, 0.6])
+    Path("r/single-3-seed0/settings.json").unlink()
+    assert exits.run_main(figure3.experiment.main, ["--plot", "--out", "r"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: r/single-3-seed0 has curves, but no settings.json") and error.count("\n") == 1

@@ -133,6 +133,15 @@ def test_table_3s_runs_differ_in_the_entropy_weight_alone():
     assert {name for name in with_it if with_it[name] != without[name]} == {"entropy_weight", "out"}
 
 
+def test_table_3_takes_no_run_with_another_entropy_weight(capsys):
+    made_up_run("maxl-20-100-seed0", test_primary_accuracy=[0.5], train_auxiliary_classes_used=[1.0])
+    path = Path("r/maxl-20-100-seed0/settings.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"entropy_weight": 5.0}))
+    assert exits.run_main(table3.experiment.main, ["--plot", "--out", "r"]) == 2
+    error = capsys.readouterr().err
+    assert "r/maxl-20-100-seed0 was run with λ = 5.0, and Table 3 is of 0.2 and 0" in error and error.count("\n") == 1
+
+
 def test_the_papers_numbers_of_table_3():
     """As printed: rows 3-10, 3-20, 3-100, 10-20, 10-100, 20-100."""
     assert [table3.PAPER["maxl0"][pair][0] for pair in cifar100.PAIRS] == [90.26, 90.39, 90.22, 77.73, 78.20, 73.97]

@@ -22,23 +22,36 @@ def run_of(name, train, test, **options):
 
 
 def test_at_equal_fit_a_line_is_a_line_however_fast_it_is_walked():
-    """Test accuracy 10 + train / 2: the mean of what lies evenly around a level is the level's own."""
-    for step in (0.5, 1):
-        train = np.arange(0, 90, step)
+    """Test accuracy 10 + train / 2, from epochs half a point apart or further than the average reaches."""
+    for step in (0.5, 1, 7, 45):
+        train = np.arange(0, 91, step)
         run = run_of(f"maxl-20-100-seed{int(10 * step)}", train, 10 + train / 2)
-        found = generalisation.at_equal_fit(run, [20, 50.5, 70])
-        assert found == pytest.approx([20, 35.25, 45], abs=1e-3)
+        found = generalisation.at_equal_fit(run, [2, 20, 50.5, 70])
+        assert found == pytest.approx([11, 20, 35.25, 45], abs=1e-3)
 
 
 def test_at_equal_fit_the_nearest_epochs_count_most_and_there_is_nothing_beyond_the_curve():
-    """Two epochs 2 and 1 points from the level have weights exp(-d²/2σ²), σ = 1.5."""
-    run = run_of("maxl-20-100-seed0", [48, 51, 90], [30, 40, 99])
-    near, far = math.exp(-(1**2) / 4.5), math.exp(-(2**2) / 4.5)
-    below, at_50, beyond = generalisation.at_equal_fit(run, [47, 50, 91])
-    assert at_50 == pytest.approx((40 * near + 30 * far) / (near + far))
+    """Around 50, epochs that are 1, 0 and 2 points away have weights exp(-d²/2σ²), σ = 1.5."""
+    train, test = [49, 50, 52, 90], [30, 40, 35, 99]
+    run, weights = run_of("maxl-20-100-seed0", train, test), [math.exp(-(d**2) / 4.5) for d in (1, 0, 2)]
+    level, expected = (sum(w * x for w, x in zip(weights, values)) / sum(weights) for values in (train, test))
+    below, at_level, beyond = generalisation.at_equal_fit(run, [47, level, 91])
+    assert at_level == pytest.approx(expected, abs=0.01)
     assert math.isnan(below) and math.isnan(beyond)
-    (lonely,) = generalisation.at_equal_fit(run_of("maxl-20-100-seed1", [0, 100], [1, 2]), [49])
-    assert lonely == pytest.approx(1)  # though every epoch is far away
+
+
+@pytest.mark.parametrize("epochs, expected", [
+    (119, ["1 to 12", "13 to 24", "25 to 36", "37 to 48", "49 to 60", "61 to 72", "73 to 84", "85 to 96", "97 to 108",
+           "109 to 119"]),
+    (12, ["1 to 2", "3 to 4", "5", "6", "7", "8", "9", "10", "11", "12"]),
+    (3, ["1", "2", "3"]),
+])  # fmt: skip
+def test_no_epoch_is_outside_the_windows(epochs, expected):
+    run = run_of("maxl-20-100-seed0", np.arange(epochs) / 2, np.arange(epochs) / 2)
+    rows = [row for row in generalisation.table({("20-100", "maxl"): {0: run}}) if row["epochs"]]
+    assert [row["epochs"] for row in rows] == expected
+    first, last = (int(number) for number in (expected[-1].split()[0], expected[-1].split()[-1]))
+    assert rows[-1]["test_mean"] == pytest.approx((first + last - 2) / 4)  # epoch e has (e - 1) / 2
 
 
 def test_the_tables_have_the_known_means_over_windows_and_seeds():

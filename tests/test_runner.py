@@ -18,7 +18,7 @@ import torch
 from conftest import REPOSITORY, TINY, assert_same_run, curves, forked, run_script, shortcuts
 
 import create_dataset
-from experiments import cifar100, figure3
+from experiments import appendix_e, cifar100, figure3, generalisation
 from experiments.runner import cluster, here, progress
 from experiments.runner import process as runs_process
 from harness import exits, files
@@ -84,6 +84,8 @@ def test_quick_and_the_options_narrow_the_plan():
         (["--pairs", "3-11"], "invalid choice: '3-11'"),
         (["--methods", "darts"], "invalid choice: 'darts'"),
         (["--jobs", "0"], "--jobs 0 is out of range"),
+        (["--seeds", "0", "-1"], "--seeds -1 is out of range"),
+        (["--plot", "--bogus", "3"], "unrecognized arguments: --bogus 3"),
         (["--width", "0"], "maxl: --width 0.0 is out of range"),
         (["--entropy-weight", "0"], "unrecognized arguments: --entropy-weight"),
         (["--submitit", "local", "--submitit-parameters", "timeout"], "expected NAME=VALUE"),
@@ -119,21 +121,50 @@ def test_dry_run_shows_commands_and_an_estimate(capsys, spared):
     assert not Path("r").exists()
 
 
+@pytest.fixture
+def measured(monkeypatch):
+    """measured(script, train=2.0, ...): the script's main() only says that its passes took so many seconds.
+
+    Returns a list of the --train-images that it was called with.
+    """
+
+    def replace(script, **seconds):
+        counts = []
+
+        def main(arguments):
+            given = dict(argument.split("=") for argument in arguments if "=" in argument)
+            counts.append(int(given["--train-images"]))
+            Path(given["--out"]).mkdir()
+            lines = ",".join(f"seconds_{name}" for name in seconds), ",".join(map(str, seconds.values()))
+            (Path(given["--out"]) / "curves.csv").write_text("\n".join(lines) + "\n")
+
+        monkeypatch.setattr(importlib.import_module(script), "main", main)
+        return counts
+
+    return replace
+
+
 @pytest.mark.parametrize("method, passes", [("single", {"train": 2.0}), ("maxl", {"train": 2.0, "meta": 4.0})])
-def test_the_estimate_is_the_measured_time_of_what_an_epoch_has(method, passes, monkeypatch):
+def test_the_estimate_is_the_measured_time_of_what_an_epoch_has(method, passes, measured):
     """From 2 iterations and 2000 test images to 100 and 10,000; a settling pass of 10,000 images for Single alone."""
-
-    def main(arguments):
-        (folder,) = (Path(argument[6:]) for argument in arguments if argument.startswith("--out="))
-        folder.mkdir()
-        columns = {f"seconds_{name}": seconds for name, seconds in (passes | {"test": 3.0}).items()}
-        (folder / "curves.csv").write_text("\n".join(",".join(map(str, line)) for line in zip(*columns.items())) + "\n")
-
-    monkeypatch.setattr(importlib.import_module(f"model_vgg_{method}"), "main", main)
+    measured(f"model_vgg_{method}", **passes, test=3.0)
     options = ["--train-images", "10000", "--device", "cpu"]
     for more, settled in (([], 0), (["--settle-statistics"], 15 if method == "single" else 0)):
         seconds = progress.estimate(plan("r", ["20-100"], [method], [0], [*options, *more]))
         assert seconds == {method: pytest.approx(sum(passes.values()) / 2 * 100 + 15 + settled)}
+
+
+def test_the_estimate_counts_the_batches_that_there_are(measured):
+    """One of 6000 in the 10,000 generated images, and 8 in CIFAR-100; with 60 % held out, 2 of 100, and 200."""
+    counts = measured("model_vgg_single", train=2.0, test=3.0)
+    seconds = progress.estimate(plan("r", ["20-100"], ["single"], [0], ["--batch-size", "6000", "--device", "cpu"]))
+    assert seconds == {"single": pytest.approx(2 * 8 + 15)} and counts == [10_000]
+    counts = measured(appendix_e.SCRIPT, train=2.0, meta=4.0, test=3.0)
+    options = ["--validation-share", "0.6", "--device", "cpu"]
+    seconds = progress.estimate([appendix_e.task("validation", "20-100", 0, Path("r"), options)])
+    assert seconds == {"validation": pytest.approx(6 / 2 * 200 + 15)}
+    (count,) = counts
+    assert 200 <= count - round(0.6 * count) < 300
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -336,6 +367,16 @@ def test_max_minutes_leaves_runs_unfinished_with_exit_code_3(forked_runs):
     assert "1 of 1 runs are unfinished, the same command goes on: single-3-seed0" in Path("said").read_text()
 
 
+def test_what_cannot_be_drawn_hides_no_unfinished_run_and_a_tilde_is_the_home_folder(forked_runs, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", os.getcwd())
+    few = ["--pairs", "3-10", "--seeds", "0", "--methods", "single", *TINY, "--epochs", "10000", "--out=~/r"]
+    assert exits.run_main(generalisation.experiment.main, [*few, "--max-minutes", "0.05"]) == 3
+    out, error = capsys.readouterr()
+    nothing = f"none of the runs of these pairs and seeds in {os.getcwd()}/r is finished yet"
+    assert error == f"warning: nothing was drawn: {nothing}\n"
+    assert "1 of 1 runs are unfinished" in out and curves("r/single-3-seed0")
+
+
 def test_gpus_and_cores_are_shared_among_the_jobs(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -360,6 +401,14 @@ def test_without_submitit_one_sentence_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert exits.run_main(figure3.experiment.main, [*FEW, "--submitit", "local"]) == 2
     assert capsys.readouterr().err == "error: --submitit needs the package submitit: pip install submitit\n"
+
+
+def test_where_there_is_no_slurm_one_sentence_says_so(monkeypatch, capsys, spared):
+    pytest.importorskip("submitit", reason="needs submitit")
+    monkeypatch.setenv("PATH", "")
+    assert exits.run_main(figure3.experiment.main, [*FEW, "--submitit", "slurm"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --submitit slurm") and "srun" in error and error.count("\n") == 1
 
 
 def test_a_job_has_its_gpu_whatever_submitit_sets(monkeypatch):

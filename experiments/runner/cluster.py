@@ -47,13 +47,13 @@ def run_on_cluster(tasks, cluster, jobs, parameters):
     except ImportError:
         raise InputError("--submitit needs the package submitit: pip install submitit") from None
     os.environ.update(process.environment())  # the jobs inherit it
-    executor = submitit.AutoExecutor(folder=tasks[0].root / "submitit", cluster=cluster)
     if cluster == "slurm":
         parameters = {"name": "maxl", "slurm_array_parallelism": jobs} | parameters
     try:
+        executor = submitit.AutoExecutor(folder=tasks[0].root / "submitit", cluster=cluster)
         executor.update_parameters(**parameters)
-    except (ValueError, TypeError, AssertionError, NameError, KeyError) as error:
-        raise InputError(f"--submitit-parameters: {error}") from None
+    except (RuntimeError, ValueError, TypeError, AssertionError, NameError, KeyError) as error:
+        raise InputError(f"--submitit {cluster}, and its parameters: {' '.join(str(error).split())}") from None
 
     slots = itertools.count()
 

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +59,10 @@ class Experiment:
             raise InputError(f"--jobs {settings.jobs} is out of range; give 1 or more")
         for name, value in (self.full | (self.quick if settings.quick else {})).items():
             setattr(settings, name, list(dict.fromkeys(getattr(settings, name) or value)))  # each once
-        settings.out = Path(settings.out or folder + ("-quick" if settings.quick else ""))
+        for seed in settings.seeds:
+            if not 0 <= seed < 2**63:
+                raise InputError(f"--seeds {seed} is out of range; give 0 or positive numbers below 2**63")
+        settings.out = Path(os.path.expanduser(settings.out or folder + ("-quick" if settings.quick else "")))
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 
     def tasks(self, settings, options):
@@ -79,6 +84,8 @@ class Experiment:
     def main(self, argv=None):
         settings, options = self.parse(argv)
         if settings.plot:
+            if options:  # they change nothing that is there, but what no run knows is said
+                vars(self.plan(settings, options)[0].settings)
             self.draw(settings)
             return
         tasks = self.tasks(settings, options)
@@ -98,7 +105,12 @@ class Experiment:
         else:
             bad = run_here(tasks, settings.jobs)
         if any(task.epochs_done() for task in tasks):
-            self.draw(settings)
+            try:
+                self.draw(settings)
+            except InputError as error:
+                if not bad:
+                    raise
+                print(f"warning: nothing was drawn: {error}", file=sys.stderr)
         if bad:
             names = "; ".join(f"{task.name} ({result})" for task, result in bad.items())
             if all(result == "unfinished" for result in bad.values()):

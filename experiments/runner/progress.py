@@ -71,7 +71,8 @@ def estimate(tasks):
             continue
         settings = task.settings
         epochs = 2 if select_device(settings.device).type == "cuda" else 1
-        few = max(ITERATIONS * settings.batch_size, create_dataset.LEVEL_CLASSES[-1])
+        counts = range(create_dataset.LEVEL_CLASSES[-1], task.data.SIZES["synthetic"][0] + 1)
+        few = next((count for count in counts if iterations(settings, count) >= ITERATIONS), counts[-1])
         with tempfile.TemporaryDirectory() as folder:
             small = {
                 "dataset": "synthetic",
@@ -91,14 +92,20 @@ def estimate(tasks):
                 raise InputError(f"{task.method} could not be measured: {said.getvalue().splitlines()[-1]}")
             row = read_curves(Path(folder) / "run")[-1]
         train_images, test_images = task.data.SIZES[settings.dataset]
-        iterations = (settings.train_images or train_images) // settings.batch_size
+        whole = iterations(settings, settings.train_images or train_images)
         passes = row["seconds_train"] + row.get("seconds_meta", 0.0)
-        seconds[task.method] = passes * iterations / (few // settings.batch_size)
+        seconds[task.method] = passes * whole / iterations(settings, few)
         # a pass that settles the statistics is a forward of each image, as the test is; MAXL has its second pass for it
         settled = settings.settle_statistics and "seconds_meta" not in row
-        forwards = test_images + iterations * settings.batch_size * settled
+        forwards = test_images + whole * settings.batch_size * settled
         seconds[task.method] += row["seconds_test"] * forwards / task.data.SIZES["synthetic"][1]
     return seconds
+
+
+def iterations(settings, images):
+    """Batches in a pass over so many training images, less those that one of Appendix E's variations holds out."""
+    held_out = round((getattr(settings, "validation_share", None) or 0.0) * images)
+    return (images - held_out) // settings.batch_size
 
 
 def show_status(tasks):

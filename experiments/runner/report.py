@@ -9,18 +9,25 @@ from harness.curves import read_curves, row_seconds
 from harness.exits import InputError
 from harness.files import read_settings
 
-# Settings in which runs that are compared have to be alike.
+# Settings in which runs that are compared have to be alike,
 SAME = (
     "dataset", "backbone", "epochs", "width", "batch_size", "train_images", "learning_rate", "momentum",
     "weight_decay", "halve_every", "focal_gamma", "precision", "settle_statistics",
 )  # fmt: skip
+# and, beside them, the runs of one method.
+SAME_OF_A_METHOD = (
+    "label_learning_rate", "label_weight_decay", "entropy_weight", "latent_size", "validation_share",
+    "code_size", "autoencoder_learning_rate", "forget", "starved",
+)  # fmt: skip
 
 
 class RunOnDisk:
-    """What a run's folder says: its settings, and its curves, epoch by epoch."""
+    """What a run's folder says: its settings, and its curves, epoch by epoch. Raises InputError without settings."""
 
     def __init__(self, folder):
         self.folder, self.settings, self.rows = folder, read_settings(folder / "settings.json"), read_curves(folder)
+        if not self.settings:
+            raise InputError(f"{folder} has curves, but no settings.json that can be read; put it back or move it away")
         self.seconds = sum(map(row_seconds, self.rows))
         self.finished = len(self.rows) == self.settings.get("epochs")
 
@@ -45,14 +52,19 @@ def generated(runs):
 
 
 def check_alike(runs):
-    """Raise InputError where the settings of the runs differ in more than method, levels and seed."""
-    for run in runs:
-        differ = [name for name in SAME if (run.settings.get(name) or None) != (runs[0].settings.get(name) or None)]
-        if differ:
-            raise InputError(
-                f"{run.folder} and {runs[0].folder} differ in {', '.join(differ)} and cannot stand in one "
-                "figure; name another folder with --out, or move one away"
-            )
+    """Raise InputError where the settings of {(what, method): {seed: RunOnDisk}} differ in more than these."""
+    by_method = {method: [] for _, method in runs}
+    for (_, method), found in runs.items():
+        by_method[method] += found.values()
+    for group, names in [(listed(runs), SAME), *((group, SAME_OF_A_METHOD) for group in by_method.values())]:
+        for run in group:
+            ours, theirs = run.settings, group[0].settings
+            differ = [name for name in names if (ours.get(name) or None) != (theirs.get(name) or None)]
+            if differ:
+                raise InputError(
+                    f"{run.folder} and {group[0].folder} differ in {', '.join(differ)} and cannot stand in one "
+                    "figure; name another folder with --out, or move one away"
+                )
 
 
 def alike(run):
