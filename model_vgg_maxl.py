@@ -40,7 +40,7 @@ SETTINGS = {
     "learning_rate": 0.01,  # α of eq. 4: plain SGD, no momentum, no weight decay (App. B, section 4.3)
     "label_learning_rate": 0.001,  # β of eq. 5; small, against the collapse of the labels (App. B)
     "label_weight_decay": 5e-4,  # App. B
-    "halve_every": 50,  # epochs after which both learning rates are halved (App. B)
+    "halve_every": 50,  # epochs after which both rates are halved (α: App. B; β: the released runs)
     "focal_gamma": 2.0,  # γ, eq. 1
     "entropy_weight": 0.2,  # λ, eq. 5 (App. B)
     "meta_gradient": "forward-mode",  # or "double-backward", the same gradient
@@ -198,8 +198,9 @@ def drawing_again(state, device):
 class RememberedLayers(TorchFunctionMode):
     """Remembers the outputs of the convolutions and linear layers at θ1, and spares the pass along v to redo them.
 
-    They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v: the derivative needs no x ∗ w, only the layers behind do. So the
-    pass along v costs two forwards in place of three. Any network will do whose forward does the same twice.
+    They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v: only the layers after them need x ∗ w. So the pass along v costs two
+    forwards in place of three. Any network will do whose forward does the same twice, and which stops gradients, if it
+    does, by detach(): forward-mode differentiation goes through no_grad().
     """
 
     def __init__(self):
@@ -224,7 +225,7 @@ class RememberedLayers(TorchFunctionMode):
         bias, dbias = (None, None) if bias is None else forward_ad.unpack_dual(bias)
         if dweight is None:  # a fixed filter, no weight of θ1
             return function(*args)
-        if output._version != version:  # a layer behind it worked in place
+        if output._version != version:  # a layer after it worked in place
             output = function(x, weight, bias, *options)
         tangent = function(x, dweight, dbias, *options)
         if dx is not None:  # the images do not depend on θ1

@@ -94,7 +94,8 @@ def focal_losses(logits, gamma=2.0):
     least, whatever the logits are in.
     """
     log_p = F.log_softmax(logits, dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return -((-torch.expm1(log_p)) ** gamma) * log_p
+    one_minus_p = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)  # for 0 < γ < 1, whose slope at 0 is ∞
+    return -(one_minus_p**gamma) * log_p
 
 
 def focal_loss(logits, labels, gamma=2.0):

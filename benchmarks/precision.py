@@ -189,7 +189,7 @@ def main(argv=None):
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
         (out / "precision.json").write_text(json.dumps(results, indent=2) + "\n")
-        (out / "precision.md").write_text(markdown(results))
+        (out / "precision.md").write_text(markdown(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -321,7 +321,7 @@ def main(argv=None):
         out = Path(arguments.out)
         out.mkdir(parents=True, exist_ok=True)
         (out / "step_cost.json").write_text(json.dumps(results, indent=2) + "\n")
-        (out / "step_cost.md").write_text(markdown(results))
+        (out / "step_cost.md").write_text(markdown(results), encoding="utf-8")
         chart(results, out / "step_cost.png")
 
 

@@ -16,7 +16,8 @@ def select_device(name):
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu or auto")
     device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-    if name == "auto" and device.type == "cpu" and nvidia_gpus() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if name == "auto" and device.type == "cpu" and nvidia_gpus() and not hidden:
         print(
             "warning: there is an NVIDIA GPU here, but this torch cannot use it (its CUDA may be newer than the "
             "driver's, or it is a build without CUDA); training on the CPU",

@@ -32,6 +32,8 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
         else:
             report(unraisable)
 
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: not every terminal or pipe has a ψ
     previous = signal.signal(signal.SIGTERM, terminate)
     report, sys.unraisablehook = sys.unraisablehook, keep_or_report
     dropped.clear()

@@ -1,48 +1,57 @@
 """Files of a run that survive a crash: atomic writes, the lock of a folder, reading what may be damaged."""
 
 import contextlib
+import errno
 import json
 import os
 import zipfile
 
 import torch
 
-from harness.exits import InputError
+from harness.exits import InputError, is_out_of_memory
+
+LOCK = ".lock"
 
 
-def lock(directory):
+def lock(directory, create=True):
     """Lock a folder for this process: a descriptor to close, None where there are no such locks.
 
-    Raises BlockingIOError where another process holds it.
+    The lock is on a file in it, since on NFS one on the folder itself would not be seen from other machines. Raises
+    BlockingIOError where another process holds it, another OSError where the file cannot be opened.
     """
-    descriptor = None
     try:
         import fcntl
-
-        descriptor = os.open(directory, os.O_RDONLY)
+    except ImportError:
+        return None
+    descriptor = os.open(directory / LOCK, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
-    except (ImportError, OSError) as error:
-        if descriptor is not None:
-            os.close(descriptor)
+    except OSError as error:
+        os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise
         return None
+    return descriptor
 
 
 def at_work(directory):
     """Whether a process holds the folder's lock."""
     try:
-        descriptor = lock(directory)
+        descriptor = lock(directory, create=False)
     except BlockingIOError:
         return True
+    except OSError:  # none was ever locked, or the file is another user's
+        return False
     if descriptor is not None:
         os.close(descriptor)
     return False
 
 
 def read_checkpoint(path):
-    """The content of a checkpoint file, on the CPU; None where it is damaged, half written or not of these scripts."""
+    """The content of a checkpoint file, on the CPU; None where it is damaged, half written or not of these scripts.
+
+    Raises what says nothing about the file: that there is no memory for it, or an OSError of the disk.
+    """
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums, zipfile does
             if archive.testzip() is not None:
@@ -51,9 +60,10 @@ def read_checkpoint(path):
         kinds = {"settings": dict, "rows": list, "parts": dict, "torch_rng": torch.Tensor}
         whole = all(isinstance(checkpoint[name], kind) for name, kind in kinds.items()) and "cuda_rng" in checkpoint
         return checkpoint if whole else None
-    except PermissionError:
-        raise
-    except Exception:  # whatever a damaged file makes of zipfile, pickle and torch
+    except Exception as error:  # whatever a damaged file makes of zipfile, pickle and torch; of seek, EINVAL
+        of_the_disk = isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOENT)
+        if of_the_disk or is_out_of_memory(error):
+            raise
         return None
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from harness.curves import curves_text, epoch_line, plot_curves
 from harness.exits import InputError, TimeLimit, raise_dropped
-from harness.files import lock, read_checkpoint, read_settings, write_atomically
+from harness.files import LOCK, at_work, lock, read_checkpoint, read_settings, write_atomically
 
 # Settings that may differ between a run and its continuation: they change where and how long, not what.
 FREE_ON_RESUME = {"out", "resume", "overwrite", "max_minutes", "epochs", "device", "data_root", "quick"}
@@ -161,14 +161,18 @@ class Run:
         """Lock the folder and, on --resume, load its checkpoint; raises InputError where it is not to be had."""
         if not self.directory.is_dir():
             raise InputError(f"--out {self.directory} is a file; name a folder")
-        self._lock()
-        if self.settings.resume:
-            self.checkpoint = self._load_checkpoint()
-        elif not self.settings.overwrite and any(self.directory.iterdir()):
+        wanted = self.settings.resume or self.settings.overwrite
+        if not wanted and any(path.name != LOCK for path in self.directory.iterdir()) and not at_work(self.directory):
             raise InputError(
                 f"{self.directory} is there already and is not overwritten; "
                 "continue it with --resume, replace it with --overwrite, or name another folder with --out"
             )
+        try:
+            self._lock()
+        except OSError as error:
+            raise self._not_writable(error) from None
+        if self.settings.resume:
+            self.checkpoint = self._load_checkpoint()
 
     def _lock(self):
         """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""
@@ -224,10 +228,9 @@ class Run:
         start, image = time.monotonic(), io.BytesIO()
         try:
             plot_curves(self.rows, self.directory.name, image)
-        except Exception as error:  # whatever ails matplotlib here, a picture must not stop a training
-            print(f"warning: {self.plot_path} could not be drawn ({error}); training goes on", file=sys.stderr)
-        else:
             write_atomically(self.plot_path, image.getvalue())
+        except Exception as error:  # whatever ails matplotlib or the disk here, a picture must not stop a training
+            print(f"warning: {self.plot_path} could not be drawn ({error}); training goes on", file=sys.stderr)
         self.next_plot = _seldom(start)
 
     def _state(self):
@@ -366,16 +369,8 @@ def differences(ours, theirs):
 
 def environment(device):
     """Where a run takes place: git commit (None outside a repository, "-dirty" if changed), versions, device."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent.parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
+    git = ["git", "-C", str(Path(__file__).parent.parent)]
+    git += ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

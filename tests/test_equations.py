@@ -36,16 +36,18 @@ def test_focal_loss_without_focus_is_cross_entropy():
     assert torch.allclose(utils.focal_loss(logits, labels, gamma=0.0), F.cross_entropy(logits, labels))
 
 
-@pytest.mark.parametrize("wrong, right", [(0.0, 200.0), (200.0, 0.0), (1e4, -1e4)])
-def test_focal_loss_and_gradient_stay_finite_where_a_softmax_is_0_or_1(wrong, right):
+@pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0])
+@pytest.mark.parametrize("wrong, right", [(0.0, 200.0), (0.0, 18.0), (200.0, 0.0), (1e4, -1e4)])
+def test_focal_loss_and_its_derivatives_stay_finite_where_a_softmax_is_0_or_1(wrong, right, gamma):
     logits = torch.tensor([[right, wrong]], requires_grad=True)
-    loss = utils.focal_loss(logits, torch.tensor([0]))
-    loss.backward()
-    assert loss.isfinite() and logits.grad.isfinite().all()
-    # (1 - p)² log p with p = 1 / (1 + e^gap): gap² ... 0 where the class is certain, about the gap where it is missed
+    loss = utils.focal_loss(logits, torch.tensor([0]), gamma)
+    (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
+    (second,) = torch.autograd.grad(gradient[0, 0], logits)
+    assert loss.isfinite() and gradient.isfinite().all() and second.isfinite().all()
+    # (1 - p)^γ log p with p = 1 / (1 + e^gap): 0 where the class is certain, about the gap where it is missed
     assert loss.item() == pytest.approx(max(0.0, wrong - right), abs=1e-6)
     if wrong > right:  # still pulls at full strength: dℓ/dlogit = -1 for the class that was missed
-        assert logits.grad[0].tolist() == pytest.approx([-1.0, 1.0])
+        assert gradient[0].tolist() == pytest.approx([-1.0, 1.0])
 
 
 def test_hierarchy_mask_is_the_papers_example():

@@ -79,7 +79,13 @@ def test_a_run_says_what_it_trains_on_which_device_and_where(capsys):
 
 @pytest.mark.parametrize(
     "gpus, visible, option, warned",
-    [(1, None, "auto", True), (0, None, "auto", False), (1, "", "auto", False), (1, None, "cpu", False)],
+    [
+        (1, None, "auto", True),
+        (0, None, "auto", False),
+        (1, "", "auto", False),
+        (1, "-1", "auto", False),
+        (1, None, "cpu", False),
+    ],
 )
 def test_a_gpu_that_torch_cannot_use_is_named(gpus, visible, option, warned, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -137,7 +143,7 @@ def test_a_finished_run_keeps_one_checkpoint_of_the_size_that_the_runner_counts_
     monkeypatch.setattr(run, "_seldom", lambda start: 0.0)  # so that there is one before the last
     few = ("--dataset", "synthetic", "--width", "0.25", "--train-images", "100", "--batch-size", "50", "--epochs", "2")
     assert run_script(name, *few, "--out", "r/run") == 0
-    assert sorted(os.listdir("r/run")) == ["checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
+    assert sorted(os.listdir("r/run")) == [".lock", "checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
     networks = 2 if name == "model_vgg_maxl" else 1
     one = task.Task("run", name, name, few, Path("r"), networks=networks)
     size = Path("r/run/checkpoint.pt").stat().st_size

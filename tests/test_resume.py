@@ -1,5 +1,6 @@
 """Resuming to the bit after every kind of stop; damaged checkpoints and what else is found in a folder."""
 
+import errno
 import itertools
 import json
 import math
@@ -319,6 +320,24 @@ def test_with_every_checkpoint_damaged_the_run_is_refused_and_left_alone(two_epo
     assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 2
     error = capsys.readouterr().err
     assert "r/checkpoint.pt and r/checkpoint.previous.pt: damaged" in error and "--overwrite" in error
+    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+
+
+@pytest.mark.parametrize("error, said", [
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    (MemoryError(), "out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "out of memory"),
+])  # fmt: skip
+def test_what_keeps_a_whole_checkpoint_from_being_read_is_no_damage_to_it(error, said, two_epochs, monkeypatch, capsys):
+    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", broken)
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ") and said in text and "damaged" not in text and "--overwrite" not in text
     assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
 
 

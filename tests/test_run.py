@@ -1,10 +1,12 @@
 """A run's folder: what is written, how an epoch goes, full disks, NaN, other experiments."""
 
 import errno
+import io
 import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ from harness import run
 def test_a_run_writes_settings_curves_plot_and_checkpoint(name, whole_run):
     folder = whole_run / name
     assert {p.name for p in folder.iterdir()} == {
-        "settings.json", "curves.csv", "curves.png", "checkpoint.pt",
+        ".lock", "settings.json", "curves.csv", "curves.png", "checkpoint.pt",
     }  # fmt: skip
     settings = json.loads((folder / "settings.json").read_text())
     assert settings["script"] == name and settings["seed"] == 0 and settings["width"] == 0.02
@@ -198,6 +200,26 @@ def test_a_second_process_in_the_same_folder_is_refused(whole_run, capsys):
     assert run_script("model_vgg_single", *TINY, "--epochs", done + 1, "--out", "r", "--resume") == 0
 
 
+def test_a_folder_that_is_refused_is_left_as_it_was(capsys):
+    Path("mine").mkdir()
+    Path("mine/notes").touch()
+    assert run_script("model_vgg_single", *TINY, "--out", "mine") == 2
+    assert "mine is there already and is not overwritten" in capsys.readouterr().err
+    assert [path.name for path in Path("mine").iterdir()] == ["notes"]
+
+
+def test_the_lock_is_one_that_other_machines_see():
+    """On a file opened for writing, which NFS takes to its server; not on the folder."""
+    fcntl = pytest.importorskip("fcntl")
+    process = forked(run_script, "model_vgg_single", *TINY, "--epochs", 10_000, "--out", "r")
+    wait_for_an_epoch(process)
+    with open("r/.lock", "r+") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    folder = os.open("r", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(folder)
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(whole_run, monkeypatch, capsys):
     def broken(*arguments):
         raise ValueError("no such backend")
@@ -206,6 +228,28 @@ def test_a_picture_that_cannot_be_drawn_does_not_stop_the_training(whole_run, mo
     assert run_script("model_vgg_single", *TINY, "--out", "r", picture=True) == 0
     assert "warning: r/curves.png could not be drawn (no such backend)" in capsys.readouterr().err
     assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_a_picture_that_cannot_be_written_does_not_stop_the_training_either(whole_run, monkeypatch, capsys):
+    original = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("curves.png"):  # held open elsewhere, on some systems
+            raise PermissionError(errno.EACCES, "Permission denied")
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    assert run_script("model_vgg_single", *TINY, "--out", "r") == 0
+    assert "warning: r/curves.png could not be drawn" in capsys.readouterr().err
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
+def test_what_a_terminal_cannot_print_is_no_traceback(monkeypatch):
+    said = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", said)
+    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "läufe→1") == 0
+    said.flush()
+    assert r"läufe\u21921".encode("cp1252") in said.buffer.getvalue()
 
 
 def test_a_folder_may_have_any_name():

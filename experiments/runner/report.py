@@ -146,8 +146,8 @@ def write(root, name, figure, rows, text):
     root.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "pdf"):
         figure.savefig(root / f"{name}.{ending}", dpi=200)
-    (root / f"{name}.md").write_text(text)
-    with open(root / f"{name}.csv", "w", newline="") as file:
+    (root / f"{name}.md").write_text(text, encoding="utf-8")
+    with open(root / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
