@@ -198,9 +198,8 @@ def drawing_again(state, device):
 class RememberedLayers(TorchFunctionMode):
     """Remembers the outputs of the convolutions and linear layers at θ1, and spares the pass along v to redo them.
 
-    They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v: only the layers after them need x ∗ w. So the pass along v costs two
-    forwards in place of three. Any network will do whose forward does the same twice, and which stops gradients, if it
-    does, by detach(): forward-mode differentiation goes through no_grad().
+    They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v; x ∗ w is for the layers after them. So the pass costs two forwards,
+    not three. Any network will do whose forward does the same twice; gradients it stops by detach(), not no_grad().
     """
 
     def __init__(self):

@@ -22,11 +22,11 @@ SAME_OF_A_METHOD = (
 
 
 class RunOnDisk:
-    """What a run's folder says: its settings, and its curves, epoch by epoch. Raises InputError without settings."""
+    """What a run's folder says: settings, and curves, epoch by epoch. Raises InputError for curves without settings."""
 
     def __init__(self, folder):
         self.folder, self.settings, self.rows = folder, read_settings(folder / "settings.json"), read_curves(folder)
-        if not self.settings:
+        if not self.settings and (folder / "curves.csv").exists():
             raise InputError(f"{folder} has curves, but no settings.json that can be read; put it back or move it away")
         self.seconds = sum(map(row_seconds, self.rows))
         self.finished = len(self.rows) == self.settings.get("epochs")
