@@ -161,18 +161,22 @@ class Run:
         """Lock the folder and, on --resume, load its checkpoint; raises InputError where it is not to be had."""
         if not self.directory.is_dir():
             raise InputError(f"--out {self.directory} is a file; name a folder")
-        wanted = self.settings.resume or self.settings.overwrite
-        if not wanted and any(path.name != LOCK for path in self.directory.iterdir()) and not at_work(self.directory):
+        if not self._is_taken() or at_work(self.directory):  # a folder that is refused gets no lock file
+            try:
+                self._lock()
+            except OSError as error:
+                raise self._not_writable(error) from None
+        if self._is_taken():
             raise InputError(
                 f"{self.directory} is there already and is not overwritten; "
                 "continue it with --resume, replace it with --overwrite, or name another folder with --out"
             )
-        try:
-            self._lock()
-        except OSError as error:
-            raise self._not_writable(error) from None
         if self.settings.resume:
             self.checkpoint = self._load_checkpoint()
+
+    def _is_taken(self):
+        wanted = self.settings.resume or self.settings.overwrite
+        return not wanted and any(path.name != LOCK for path in self.directory.iterdir())
 
     def _lock(self):
         """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""

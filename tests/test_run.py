@@ -200,6 +200,14 @@ def test_a_second_process_in_the_same_folder_is_refused(whole_run, capsys):
     assert run_script("model_vgg_single", *TINY, "--epochs", done + 1, "--out", "r", "--resume") == 0
 
 
+def test_a_run_that_ends_as_another_asks_for_its_folder_is_not_written_over(whole_run, monkeypatch, capsys):
+    shutil.copytree(whole_run / "model_vgg_single", "r")
+    monkeypatch.setattr(run, "at_work", lambda directory: True)  # it was, an instant ago
+    assert run_script("model_vgg_single", *TINY, "--out", "r") == 2
+    assert "r is there already and is not overwritten" in capsys.readouterr().err
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
 def test_a_folder_that_is_refused_is_left_as_it_was(capsys):
     Path("mine").mkdir()
     Path("mine/notes").touch()

@@ -52,7 +52,10 @@ def generated(runs):
 
 
 def check_alike(runs):
-    """Raise InputError where the settings of {(what, method): {seed: RunOnDisk}} differ in more than these."""
+    """Raise InputError where settings differ in more than method, levels or dataset, and seed.
+
+    runs: {(levels or dataset, method): {seed: RunOnDisk}}.
+    """
     by_method = {method: [] for _, method in runs}
     for (_, method), found in runs.items():
         by_method[method] += found.values()
