@@ -91,6 +91,13 @@ def shortcuts(test_images=200, picture=False):
         yield
 
 
+@pytest.fixture
+def spared():
+    """The shortcuts in all of the test."""
+    with shortcuts():
+        yield
+
+
 def run_script(name, *arguments, **changed):
     """main() of a script under exits.run_main, as its __main__ block has it; returns the exit code.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, assert_same_run, curves, shortcuts
+from conftest import TINY, assert_same_run, curves
 
 import create_dataset
 import model_vgg_maxl
@@ -14,12 +14,6 @@ from experiments import model_vgg_kmeans, model_vgg_random, model_vgg_redrawn
 from harness import exits
 
 BASELINES = {"random": model_vgg_random, "kmeans": model_vgg_kmeans, "redrawn": model_vgg_redrawn}
-
-
-@pytest.fixture
-def spared():
-    with shortcuts():
-        yield
 
 
 # --- Random ---------------------------------------------------------------------------------------
