@@ -208,7 +208,7 @@ def getting(title, root, archives, holds):
         raise InputError(
             f"{title} is not in {root}, {archive} {state}, and getting it failed ({why}). "
             f"Three ways out: put the archive ({url}) there; name the folder that holds "
-            f"{holds} with --data-root; or train on generated images with --dataset synthetic"
+            f"{holds} with --data-root; or take generated images: --dataset synthetic, for a figure or table --quick"
         ) from None
 
 

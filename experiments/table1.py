@@ -75,7 +75,8 @@ def plan(settings, options=()):
 def read_runs(root, datasets, methods, seeds):
     """{(dataset, method): {seed: RunOnDisk}} of all folders that have curves.
 
-    Raises InputError where there are none, and where runs on one dataset differ in more than method and seed.
+    Raises InputError where there are none, and where runs on one dataset differ in more than method and seed; for that
+    MAXL is one method, with any ψ.
     """
     runs = {}
     for dataset in datasets:
@@ -84,7 +85,7 @@ def read_runs(root, datasets, methods, seeds):
                 folder = root / run_name(dataset, method, seed)
                 if (folder / "curves.csv").exists():
                     runs.setdefault((dataset, method), {})[seed] = report.RunOnDisk(folder)
-        report.check_alike(runs_on(dataset, runs))
+        report.check_alike({(method, method == SINGLE): found for (_, method), found in runs_on(dataset, runs).items()})
     if not runs:
         raise InputError(f"there are no runs of these datasets and seeds in {root} yet; start them without --plot")
     return runs

@@ -27,6 +27,8 @@ def imagenet(monkeypatch):
         np.savez(folder / f"{name}.npz", data=data, labels=labels, mean=data.mean(axis=0))
     monkeypatch.setattr(extracted, "IMAGENET_TRAIN", 1000)
     monkeypatch.setattr(extracted, "IMAGENET_TEST", 100)
+    monkeypatch.setattr(extracted, "IMAGENET_TRAIN_EACH", (10, 10))
+    monkeypatch.setattr(extracted, "IMAGENET_TEST_EACH", (1, 1))
     monkeypatch.setitem(registry.DATASETS, "imagenet32", registry.DATASETS["imagenet32"]._replace(classes=100))
     return arrays
 
@@ -92,6 +94,14 @@ LABELS = np.arange(100) + 1
             lambda: imagenet_file("train_data_batch_9", data=PIXELS.repeat(3, 0), labels=LABELS.repeat(3)),
             "1200 training images; expected 1000",
         ),
+        (
+            lambda: imagenet_file("train_data_batch_9", data=PIXELS, labels=LABELS.clip(2)),
+            "9 to 11 training images of a class; expected 10 to 10",
+        ),
+        (
+            lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.clip(2)),
+            "1 to 2 validation images of a class; expected 1 to 1",
+        ),
     ],
 )
 def test_imagenet_that_is_not_whole_is_refused_in_one_sentence(imagenet, damage, said):
@@ -132,12 +142,19 @@ def test_cinic10_is_its_train_and_test_folders_class_by_class(cinic):
             assert pixel == ([1, 1, 1] if c == i == 1 else [c, i, len(split)])
 
 
+def invert_a_byte(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 255
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damage, said",
     [
         (lambda folder: (folder / "n1-3.png").unlink(), "cat has 2 images; expected 3: unpack"),
         (lambda folder: (folder / "n1-3.png").write_bytes(b"no image"), "n1-3.png is damaged"),
         (lambda folder: (folder / "n1-3.png").write_bytes((folder / "n1-3.png").read_bytes()[:60]), "is damaged"),
+        (lambda folder: invert_a_byte(folder / "n1-3.png", -20), "n1-3.png is damaged"),  # of the last checksum
         (lambda folder: Image.new("RGB", (32, 31)).save(folder / "n1-3.png"), "has 32x31 pixels; expected 32x32"),
     ],
 )
@@ -189,7 +206,7 @@ def extract(*options):
     return exits.run_main(extract_ucf101.main, ["--videos", "v", "--splits", "lists", "--jobs", "2", *options])
 
 
-def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(split_1_of_three_videos):
+def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(split_1_of_three_videos, capsys):
     """The k-th frame is as grey as 5k, so that a frame tells its place."""
     write_lists()
     for name, count in (("Archery/a.avi", 40), ("Biking/b.avi", 20), ("Archery/c.avi", 21)):
@@ -201,6 +218,9 @@ def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(s
     places = [5, 15, 25, 35, 2, 7, 12, 17]  # the middles of four quarters
     assert np.abs(images.mean(axis=(1, 2, 3)) - 5.0 * np.array(places)).max() < 3
     assert abs(test_images.mean() - 5 * 10) < 3
+    before = Path("dataset/UCF-101/frames.npz").read_bytes()
+    assert extract("--frames", "2") == 2 and "frames.npz is there already" in capsys.readouterr().err
+    assert Path("dataset/UCF-101/frames.npz").read_bytes() == before
 
 
 def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1_of_three_videos, capsys):
@@ -240,11 +260,19 @@ def test_without_av_one_sentence_says_so(monkeypatch, capsys):
     assert extract() == 2 and "pip install av" in capsys.readouterr().err
 
 
-def test_frames_of_too_few_videos_are_refused():
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({}, "frames of 1 training and 3 test videos; expected 9537 and 3783: make it anew"),
+        ({"test_labels": np.array(["a"] * 3)}, "test_labels are <U1 (3,); expected whole numbers in 1 dimensions"),
+        ({"train_images": np.uint8(0)}, "train_images are uint8 (); expected whole numbers in 4 dimensions"),
+    ],
+)
+def test_another_files_frames_are_refused(changed, said):
     Path("dataset/UCF-101").mkdir(parents=True)
     arrays = {f"{split}_{what}": np.zeros(3, np.int64) for split in ("train", "test") for what in ("labels", "videos")}
     images = {f"{split}_images": np.zeros((3, 32, 32, 3), np.uint8) for split in ("train", "test")}
-    np.savez("dataset/UCF-101/frames.npz", **arrays, **images)
+    np.savez("dataset/UCF-101/frames.npz", **(arrays | images | changed))
     with pytest.raises(InputError) as error:
         registry.read("ucf101", "dataset")
-    assert_one_sentence(error, "frames of 1 training and 3 test videos; expected 9537 and 3783: make it anew")
+    assert_one_sentence(error, said)

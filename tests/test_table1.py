@@ -225,10 +225,10 @@ def test_the_room_of_a_checkpoint_counts_both_networks_and_the_momentum():
 # --- the table ------------------------------------------------------------------------------------------
 
 
-def made_up_run(name, *accuracies, epochs=None):
+def made_up_run(name, *accuracies, epochs=None, **changed):
     folder = Path("r") / name
     folder.mkdir(parents=True)
-    settings = {"dataset": name.split("-")[1], "epochs": epochs or len(accuracies), "device_name": "x"}
+    settings = {"dataset": name.split("-")[1], "epochs": epochs or len(accuracies), "device_name": "x"} | changed
     (folder / "settings.json").write_text(json.dumps(settings))
     with open(folder / "curves.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -300,6 +300,16 @@ def test_runs_of_different_settings_on_one_dataset_are_not_in_one_table(capsys):
     made_up_run("single-svhn-seed0", 0.9, 0.9, 0.9)
     assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
     assert "differ in epochs" in capsys.readouterr().err
+
+
+def test_runs_of_maxl_with_another_lambda_are_not_in_one_row_whatever_their_psi(capsys):
+    made_up_run("single-mnist-seed0", 0.9)
+    for psi, entropy_weight in ((2, 0.2), (3, 0.0)):
+        made_up_run(f"maxl-mnist-psi{psi}-seed0", 0.9, entropy_weight=entropy_weight)
+    made_up_run("maxl-svhn-psi2-seed0", 0.9, entropy_weight=0.0)
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
+    assert "differ in entropy_weight" in capsys.readouterr().err
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r", "--psi", "2"]) == 0
 
 
 def test_without_runs_one_sentence_says_so(capsys):

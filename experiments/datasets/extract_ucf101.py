@@ -103,10 +103,27 @@ def parse(argv=None):
     return settings
 
 
+def take_frames(settings, classes, train, test):
+    """The arrays of frames.npz by name: images, labels, and for each frame the number of its video in the list."""
+    arrays = {}
+    with concurrent.futures.ProcessPoolExecutor(settings.jobs) as pool:
+        for split, videos, count in (("train", train, settings.frames), ("test", test, 1)):
+            paths = [settings.videos / video for video in videos]
+            shots = pool.map(functools.partial(frames, count=count), paths, chunksize=8)
+            arrays[f"{split}_images"] = np.concatenate(list(tqdm(shots, desc=split, total=len(paths), disable=None)))
+            labels = np.array([classes[video.partition("/")[0]] for video in videos], np.int64)
+            arrays[f"{split}_labels"] = labels.repeat(count)
+            arrays[f"{split}_videos"] = np.arange(len(videos)).repeat(count)
+    return arrays
+
+
 def main(argv=None):
     settings = parse(argv)
     if importlib.util.find_spec("av") is None:
         raise InputError("videos are read with the package av: pip install av")
+    path = settings.data_root / "UCF-101/frames.npz"
+    if path.exists():
+        raise InputError(f"{path} is there already, and runs may have been made with it; move it away to make another")
     classes, *lists = read_lists(settings.splits)
     missing = [video for videos in lists for video in videos if not (settings.videos / video).is_file()]
     if missing:
@@ -114,17 +131,13 @@ def main(argv=None):
             f"{settings.videos} lacks {len(missing)} of the lists' videos, {missing[0]} for one; unpack all of "
             "UCF101.rar, or name its folder with --videos"
         )
-    path = settings.data_root / "UCF-101/frames.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {}
-    with concurrent.futures.ProcessPoolExecutor(settings.jobs) as pool:
-        for split, videos, count in zip(("train", "test"), lists, (settings.frames, 1)):
-            paths = [settings.videos / video for video in videos]
-            shots = pool.map(functools.partial(frames, count=count), paths, chunksize=8)
-            arrays[f"{split}_images"] = np.concatenate(list(tqdm(shots, desc=split, total=len(paths), disable=None)))
-            labels = np.array([classes[video.partition("/")[0]] for video in videos], np.int64)
-            arrays[f"{split}_labels"] = labels.repeat(count)
-            arrays[f"{split}_videos"] = np.arange(len(videos)).repeat(count)
+    try:
+        arrays = take_frames(settings, classes, *lists)
+    except concurrent.futures.process.BrokenProcessPool:
+        raise InputError(
+            "a process that reads videos was killed, perhaps for want of memory; give less --jobs"
+        ) from None
     half = path.with_name("frames.half.npz")
     np.savez(half, **arrays)
     half.replace(path)

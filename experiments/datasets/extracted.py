@@ -32,6 +32,7 @@ def open_arrays(path, *names):
 # --- ImageNet ---
 
 IMAGENET_TRAIN, IMAGENET_TEST = 1_281_167, 50_000  # images
+IMAGENET_TRAIN_EACH, IMAGENET_TEST_EACH = (732, 1300), (50, 50)  # of a class, at least and at most
 
 
 def read_imagenet(root):
@@ -55,10 +56,19 @@ def read_imagenet(root):
         count += len(part)
         labels.append(part_labels)
     test, test_labels = read_imagenet_file(folder / files[-1])
-    for split, found, expected in (("training", count, IMAGENET_TRAIN), ("validation", len(test), IMAGENET_TEST)):
-        if found != expected:
-            raise InputError(f"{folder} has {found} {split} images; expected {expected}: put the official files there")
-    return (images, torch.cat(labels)), (test, test_labels)
+    labels = torch.cat(labels)
+    for split, theirs, expected, (least, most) in (
+        ("training", labels, IMAGENET_TRAIN, IMAGENET_TRAIN_EACH),
+        ("validation", test_labels, IMAGENET_TEST, IMAGENET_TEST_EACH),
+    ):
+        if len(theirs) != expected:
+            found = f"{len(theirs)} {split} images; expected {expected}"
+            raise InputError(f"{folder} has {found}: put the official files there")
+        each = theirs.unique(return_counts=True)[1]
+        if each.min() < least or each.max() > most:  # as where a file lies there twice, under another's name
+            found = f"{each.min()} to {each.max()} {split} images of a class; expected {least} to {most}"
+            raise InputError(f"{folder} has {found}: put the official files there")
+    return (images, labels), (test, test_labels)
 
 
 def read_imagenet_file(path):
@@ -113,8 +123,10 @@ def read_png(path):
     """An image file as uint8 (32, 32, 3); a grey one's channel three times."""
     try:
         with Image.open(path) as image:
+            image.verify()  # the checksums, which decoding leaves out; the file has to be opened again after it
+        with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:  # PIL's own errors are among these
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # PIL's own are among these
         raise InputError(f"{path} is damaged ({error}); unpack the archive anew") from None
     if pixels.shape != (32, 32, 3):
         raise InputError(f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels; expected 32x32")
@@ -133,13 +145,21 @@ def read_ucf101(root):
         raise InputError(
             f"{path} is not there; get UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip from "
             "https://www.crcv.ucf.edu/data/UCF101.php, unpack them, and make it once with "
-            "python -m experiments.datasets.extract_ucf101"
+            f"python -m experiments.datasets.extract_ucf101 --data-root {root}"
         )
     names = ("train_images", "train_labels", "train_videos", "test_images", "test_labels")
-    images, labels, videos, test_images, test_labels = open_arrays(path, *names)
+    arrays = open_arrays(path, *names)
+    for name, array, dimensions in zip(names, arrays, (4, 1, 1, 4, 1)):
+        if not np.issubdtype(array.dtype, np.integer) or array.ndim != dimensions:
+            raise InputError(
+                f"{path}: {name} are {array.dtype} {array.shape}; expected whole numbers in {dimensions} dimensions: "
+                "make it anew with python -m experiments.datasets.extract_ucf101"
+            )
+    images, labels, videos, test_images, test_labels = arrays
     if len(images) != len(labels) or len(np.unique(videos)) != UCF101_TRAIN or len(test_images) != UCF101_TEST:
         raise InputError(
             f"{path} has frames of {len(np.unique(videos))} training and {len(test_images)} test videos; expected "
             f"{UCF101_TRAIN} and {UCF101_TEST}: make it anew with python -m experiments.datasets.extract_ucf101"
         )
-    return (images, torch.from_numpy(labels)), (test_images, torch.from_numpy(test_labels))
+    labels, test_labels = (torch.from_numpy(array.astype(np.int64)) for array in (labels, test_labels))
+    return (images, labels), (test_images, test_labels)
