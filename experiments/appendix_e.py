@@ -23,12 +23,12 @@ from experiments.runner import report
 from experiments.runner.main import Experiment
 
 SCRIPT = "experiments.model_vgg_maxl_variants"
-VARIATIONS = {  # latent and validation have the dearer gradient
-    "cross-entropy": Method(SCRIPT, "cross-entropy loss", "#E69F00", "-.", 4.7),
-    "no-mask": Method(SCRIPT, "no Mask SoftMax", "#009E73", ":", 4.7),
-    "latent": Method(SCRIPT, "latent vector", "#0072B2", (0, (5, 1)), 7.0),
-    "same-iteration": Method(SCRIPT, "same iteration", "#CC79A7", (0, (1, 1)), 4.7),
-    "validation": Method(SCRIPT, "validation", "#56B4E9", (0, (3, 1, 1, 1)), 6.3),
+VARIATIONS = {  # latent and validation have the dearer gradient; the colours are Tol's, none of a method of Figure 3
+    "cross-entropy": Method(SCRIPT, "cross-entropy loss", "#332288", "-.", 4.7),
+    "no-mask": Method(SCRIPT, "no Mask SoftMax", "#117733", ":", 4.7),
+    "latent": Method(SCRIPT, "latent vector", "#88CCEE", (0, (5, 1)), 7.0),
+    "same-iteration": Method(SCRIPT, "same iteration", "#882255", (0, (1, 1)), 4.7),
+    "validation": Method(SCRIPT, "validation", "#DDCC77", (0, (3, 1, 1, 1)), 6.3),
 }
 SHOWN = {"maxl": METHODS["maxl"], "single": METHODS["single"], **VARIATIONS}
 PAPER = {  # in words; Appendix E has no numbers
@@ -64,7 +64,7 @@ def plan(settings, options=()):
 
 def read_runs(root, pairs, seeds):
     """cifar100.read_runs of the variations beside MAXL and Single."""
-    runs = cifar100.find_runs(root, SHOWN, pairs, seeds, run_name)
+    runs = cifar100.find_runs(root, SHOWN, pairs, seeds, task)
     for (_, method), found in runs.items():
         for run in found.values():
             if method == "cross-entropy":  # γ = 0 is what makes it this variation, and no other difference
@@ -87,7 +87,7 @@ def table(runs, pairs, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    shared, lines = report.alike(report.listed(runs)[0]), []
+    shared, lines = report.alike(runs), []
     for row in rows:
         unknown = "unfinished" if row["begun"] else "not run"
         accuracy = unknown if row["mean"] is None else report.with_spread(row["mean"], row["std"])

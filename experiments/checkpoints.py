@@ -16,7 +16,6 @@ from experiments.runner.report import listed
 from harness.acceleration import Acceleration
 from harness.exits import InputError
 from harness.files import read_checkpoint
-from harness.run import differences
 
 WITH_LABEL_GENERATOR = ("model_vgg_maxl", "experiments.model_maxl", "experiments.model_vgg_untrained")
 
@@ -68,9 +67,7 @@ def load_trained(run, task, device):
             f"{path} {state}, and this figure needs its trained network; run it again, or choose other --seeds"
         )
     settings = checkpoint["settings"]
-    own = {name[2:].replace("-", "_") for name in task.own if name.startswith("--")}
-    ours = {"script": task.script} | {name: getattr(task.settings, name) for name in own}
-    if details := differences(ours, settings):
+    if details := task.mismatch(settings):
         raise InputError(f"{path} is not the run that {run.folder.name} names ({details}); move it away")
     try:
         parts = make_networks(settings)

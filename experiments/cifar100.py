@@ -1,10 +1,11 @@
 """The runs on 4-level CIFAR-100 that the paper's figures and tables are made of: methods, pairs of levels, seeds."""
 
 import collections
+import itertools
 from typing import NamedTuple
 
 import create_dataset
-from experiments.runner.report import RunOnDisk, check_alike, draw_band
+from experiments.runner.report import check_alike, draw_band, run_of
 from experiments.runner.task import Task
 from harness.exits import InputError
 
@@ -146,18 +147,16 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
     return figure
 
 
-def find_runs(root, methods, pairs, seeds, run_name=run_name):
+def find_runs(root, methods, pairs, seeds, task=task):
     """{(pair, method): {seed: RunOnDisk}} of all folders that have curves; Single's stand under every pair.
 
-    run_name: (method, pair, seed) -> a folder's name. Raises InputError where there are none.
+    task: (method, pair, seed, root) -> a Task. Raises InputError where there are none, or one is not what it is named.
     """
     runs = collections.defaultdict(dict)
-    for pair in pairs:
-        for method in methods:
-            for seed in seeds:
-                folder = root / run_name(method, pair, seed)
-                if (folder / "curves.csv").exists():
-                    runs[pair, method][seed] = RunOnDisk(folder)
+    for pair, method, seed in itertools.product(pairs, methods, seeds):
+        run = run_of(task(method, pair, seed, root))
+        if run is not None:
+            runs[pair, method][seed] = run
     if not runs:
         raise InputError(f"there are no runs of these pairs and seeds in {root} yet; start them without --plot")
     return runs

@@ -47,7 +47,7 @@ def table(runs, pairs, methods, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    shared, lines = report.alike(report.listed(runs)[0]), []
+    shared, lines = report.alike(runs), []
     for row in rows:
         cells = [row["pair"].replace("-", " → "), row["method"]]
         for name in ("final", "best"):

@@ -169,7 +169,7 @@ def table(runs, numbers, pairs, seeds):
 
 def markdown(rows, runs, settings, count):
     """The means as Markdown, with how they and the picture came about."""
-    shared, lines = report.alike(report.listed(runs)[0]), []
+    shared, lines = report.alike(runs), []
     for row in (row for row in rows if row["seed"] == "mean"):
         of_seeds = [r for r in rows if r["seed"] != "mean" and (r["pair"], r["method"]) == (row["pair"], row["method"])]
         cells = [row["pair"].replace("-", " → "), row["method"]]

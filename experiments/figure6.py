@@ -148,7 +148,7 @@ def markdown(rows, runs, settings, drawn):
     heading = ["primary class", "NMI", "NMI of random labels", *(f"seed {seed}" for seed in found), "classes used"]
     missing = report.missing(found, settings.seeds)
     return (
-        f"MAXL, {pair.replace('-', ' → ')} ({report.alike(next(iter(found.values())))}). Normalised mutual information "
+        f"MAXL, {pair.replace('-', ' → ')} ({report.alike(runs)}). Normalised mutual information "
         "(over the arithmetic mean of the two entropies) of the auxiliary class that the label generator gives the "
         "highest probability, and the true fine class, over the test images of each primary class: 1 where they are "
         f"the same, not quite 0 where they are unrelated, which is why the mean of {RANDOM_DRAWS} random, balanced "

@@ -68,7 +68,7 @@ def markdown(rows, found, settings):
     ]
     missing, (dataset,) = report.missing(found, settings.seeds), settings.datasets
     return (
-        f"MAXL on {DATASETS[dataset].title}, ψ[i] = {PSI} ({report.alike(next(iter(found.values())))}), test images; "
+        f"MAXL on {DATASETS[dataset].title}, ψ[i] = {PSI} ({report.alike({dataset: found})}), test images; "
         f"mean ± standard deviation over {len(found)} run(s)"
         + (f", unfinished ones included as far as they are ({missing})" if missing else "")
         + f". Figure: run of seed {min(found, key=settings.seeds.index)}, auxiliary classes in an order drawn from "

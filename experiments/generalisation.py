@@ -83,7 +83,7 @@ def markdown(rows, runs, pairs, seeds):
     """Two tables a pair as Markdown, over the epochs and at equal training accuracy; a column a method."""
     text = (
         "Accuracy of the primary task in %, mean ± standard deviation over n finished runs "
-        f"({report.alike(report.listed(runs)[0])}). The training accuracy is that of the first pass, on augmented "
+        f"({report.alike(runs)}). The training accuracy is that of the first pass, on augmented "
         "batches while the weights change. At a training accuracy: both accuracies are means over epochs of about "
         f"the same training accuracy, weighted by exp(-d² / 2·{NEAR}²), d in points; a halving of the learning rate "
         "lifts both accuracies, so compare where it is still to come for all, or past for all.\n"

@@ -130,7 +130,7 @@ def markdown(rows, runs):
     heading = ["primary → auxiliary", "method", *(text for text, _ in COLUMNS.values()), "n", "missing"]
     return (
         f"The label generator as its run left it, beside the weights it started with, on the training images, cropped "
-        f"and mirrored as in training; mean ± standard deviation over n runs ({report.alike(report.listed(runs)[0])}). "
+        f"and mirrored as in training; mean ± standard deviation over n runs ({report.alike(runs)}). "
         "Entropy of a label: the mean of each image's own, in nats. Class: the most probable of an image's label. "
         "Pull: norm of each gradient that the second pass adds up for θ2, before the learning rate; of its mean over "
         f"{BATCHES} batches of {BATCH_SIZE} at most, with the last epoch's α in θ1⁺.\n\n"

@@ -10,7 +10,8 @@ cross-entropy   in place of the focal loss, in all three losses: its γ is 0 (eq
 no-mask         a plain SoftMax over all auxiliary classes in place of Mask SoftMax (eq. 6).
 latent          the label generator gives a vector, which the auxiliary head regresses (mean squared error); as many
                 numbers as auxiliary classes; no entropy loss, which is of a distribution.
-same-iteration  an epoch is one pass, and each batch updates both networks, the multi-task network first.
+same-iteration  an epoch is one pass, and each batch updates both networks, the multi-task network first; before the
+                test BatchNorm's statistics settle in a pass that changes no weights, as they do in MAXL's second pass.
 validation      the label generator is judged on a tenth of the training images, held out, augmented alike, on which the
                 multi-task network never trains.
 
@@ -173,7 +174,7 @@ def main(argv=None):
                 step = on_held_out(meta_step, endless_batches(held_out, settings.batch_size, generator), level)
             parts = network, label_generator, optimizer, label_optimizer
             row |= meta_epoch(*parts, batches, level, run.meter("meta"), step, **options)
-        elif settings.settle_statistics:  # as all others' second pass does
+        else:  # as all others' second pass does
             utils.settle_statistics(low, train, settings.batch_size, seed=settings.seed + epoch)
         row |= utils.evaluate(low, test, [level], gamma)
         scheduler.step()

@@ -11,6 +11,7 @@ Options that are not its own go to the scripts as they are: --epochs, --channels
 MNIST, SVHN and CIFAR-10 are downloaded; the other three have to be there, and the first run says how they must lie.
 """
 
+import itertools
 import statistics
 import sys
 
@@ -80,11 +81,10 @@ def read_runs(root, datasets, methods, seeds):
     """
     runs = {}
     for dataset in datasets:
-        for method in methods:
-            for seed in seeds:
-                folder = root / run_name(dataset, method, seed)
-                if (folder / "curves.csv").exists():
-                    runs.setdefault((dataset, method), {})[seed] = report.RunOnDisk(folder)
+        for method, seed in itertools.product(methods, seeds):
+            run = report.run_of(task(dataset, method, seed, root))
+            if run is not None:
+                runs.setdefault((dataset, method), {})[seed] = run
         report.check_alike({(method, method == SINGLE): found for (_, method), found in runs_on(dataset, runs).items()})
     if not runs:
         raise InputError(f"there are no runs of these datasets and seeds in {root} yet; start them without --plot")
@@ -133,7 +133,7 @@ def markdown(rows, runs):
         lines.append([title, backbone, "ours", *line(cells)])
         if dataset in PAPER:
             lines.append(["", "", "paper", *line(cells, "paper_")])
-        alike = [report.alike(run) for run in report.listed(runs_on(dataset, runs))[:1]]
+        alike = [report.alike(found) for found in [runs_on(dataset, runs)] if found]
         missing = [f"{name}: {row['missing']}" for name, row in zip(headings, cells) if row["missing"] and row["begun"]]
         notes.append(f"- {title}: " + "; ".join([*(alike or ["not run"]), *missing]) + ".\n")
     return (

@@ -50,7 +50,7 @@ def table(runs, pairs, seeds):
 
 def markdown(rows, runs):
     """The table as Markdown, with what all the runs share."""
-    shared, lines = report.alike(report.listed(runs)[0]), []
+    shared, lines = report.alike(runs), []
     for row in rows:
         cells = [row["pair"].replace("-", " → "), f"{row['entropy_weight']:.1f}"]
         for name in ("accuracy", "used"):

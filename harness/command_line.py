@@ -48,8 +48,8 @@ def make_parser(description, auxiliary_task=True, datasets=None):
         add("--cosine-every", type=int, metavar="N", default=0,
             help="compare the two tasks' gradients at every N-th iteration, 0 for never (default: %(default)s)")
     add("--settle-statistics", action="store_true",
-        help="before each test, a pass at fixed weights for BatchNorm's statistics, as MAXL's second pass is for its "
-        "own: for a comparison without that difference (default: off)")
+        help="before each test, a pass at fixed weights for BatchNorm's statistics, for a comparison with MAXL on equal "
+        "terms; no effect on MAXL, whose second pass settles them (default: off)")
     add("--out", metavar="DIR", help="folder of this run (default: runs/<script>-<what>-seed<seed>)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in DIR (default: off)")
@@ -59,6 +59,11 @@ def make_parser(description, auxiliary_task=True, datasets=None):
     add("--quick", action="store_true", help=f"a first look in minutes: {quick}, unless you set them (default: off)")
     # fmt: on
     return parser
+
+
+def settles_anyway(settings):
+    """Whether a run tests with settled statistics without --settle-statistics: MAXL after its second pass."""
+    return "entropy_weight" in settings
 
 
 def parse_settings(parser, defaults, argv=None):

@@ -19,6 +19,7 @@ import torch.nn as nn
 import torchvision
 from tqdm import tqdm
 
+from harness.command_line import settles_anyway
 from harness.curves import curves_text, epoch_line, plot_curves
 from harness.exits import InputError, TimeLimit, raise_dropped
 from harness.files import LOCK, at_work, lock, read_checkpoint, read_settings, write_atomically
@@ -364,10 +365,9 @@ def _seldom(start):
 
 def differences(ours, theirs):
     """What makes two runs different experiments, in words; empty where one may continue the other."""
+    free = FREE_ON_RESUME | ({"settle_statistics"} if settles_anyway(theirs) else set())
     # off, and not there yet in an older run, are the same
-    differ = [
-        name for name in ours if name not in FREE_ON_RESUME and (ours[name] or None) != (theirs.get(name) or None)
-    ]
+    differ = [name for name in ours if name not in free and (ours[name] or None) != (theirs.get(name) or None)]
     return "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differ)
 
 

@@ -256,9 +256,11 @@ def test_an_epoch_is_one_pass_of_both_steps_on_the_same_batch(monkeypatch):
 
     for name in ("auxiliary_training_step", "meta_training_step"):
         monkeypatch.setattr(model_vgg_maxl_variants, name, spy(name, getattr(maxl, name)))
+    settled = []
+    monkeypatch.setattr(utils, "settle_statistics", lambda *parts, **options: settled.append(len(seen)))
     assert run("--variant", "same-iteration", "--epochs", "1", "--out", "r") == 0
     names, images = zip(*seen)
-    assert iterations == [6]
+    assert iterations == [6] and settled == [12], "before the test, as MAXL's second pass does"
     assert names == ("auxiliary_training_step", "meta_training_step") * 6
     assert all(torch.equal(a, b) for a, b in zip(images[::2], images[1::2]))
     assert not torch.equal(images[0], images[2])
@@ -462,6 +464,16 @@ def test_the_table_and_the_figure_from_made_up_curves():
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert set(drawn) == {"MAXL", "Single", "cross-entropy loss", "latent vector"} and len(axes.collections) == 4
     assert drawn["MAXL"] == [pytest.approx([1, 50]), pytest.approx([2, 72])]
+
+
+def test_latent_vectors_are_as_long_as_the_levels_of_a_pair_ask_for(capsys):
+    made_up_run("maxl-latent-3-10-seed0", [0.5], latent_size=10)
+    made_up_run("maxl-latent-20-100-seed0", [0.5], latent_size=100)
+    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "20-100", "--seeds", "0", "1"]
+    assert exits.run_main(appendix_e.experiment.main, arguments) == 0
+    made_up_run("maxl-latent-20-100-seed1", [0.5], latent_size=50)
+    assert exits.run_main(appendix_e.experiment.main, arguments) == 2
+    assert "differ in latent_size" in capsys.readouterr().err
 
 
 def test_runs_that_differ_in_more_than_the_variation_are_not_compared(capsys):

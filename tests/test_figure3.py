@@ -109,3 +109,39 @@ def test_a_folder_without_settings_is_named(capsys):
     assert exits.run_main(figure3.experiment.main, ["--plot", "--out", "r"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: r/single-3-seed0 has curves, but no settings.json") and error.count("\n") == 1
+
+
+MAXLS = {"script": "model_vgg_maxl", "primary_level": 2, "psi": [5] * 20, "seed": 0, "entropy_weight": 0.2}
+
+
+@pytest.mark.parametrize(
+    "name, changed, said",
+    [
+        ("maxl-20-100-seed1", {}, "seed was 0, now 1"),
+        ("maxl-10-100-seed0", {}, "primary_level was 2, now 1"),
+        ("maxl0-20-100-seed0", {}, "entropy_weight was 0.2, now 0.0"),
+        ("single-20-seed0", {}, "script was model_vgg_maxl, now model_vgg_single"),
+        ("human-20-100-seed0", {"script": "model_vgg_human", "auxiliary_level": 1}, "auxiliary_level was 1, now 3"),
+    ],
+)
+def test_a_run_that_is_not_what_its_folder_is_named_is_refused(name, changed, said, capsys):
+    made_up_run("r", "maxl-20-100-seed0", [0.5], **MAXLS)
+    made_up_run("r", name, [0.5], **(MAXLS | changed))
+    assert exits.run_main(figure3.experiment.main, ["--plot", "--out", "r"]) == 2
+    assert f"r/{name} is not the run that its name says ({said}" in capsys.readouterr().err
+
+
+def test_maxl_stands_beside_runs_with_settled_statistics_since_its_second_pass_settles_them(capsys):
+    made_up_run("r", "maxl-20-100-seed0", [0.5], **MAXLS)
+    made_up_run("r", "single-20-seed0", [0.4], settle_statistics=True)
+    draw("r", ["20-100"], [0])
+    assert "settled statistics" in Path("r/figure3.md").read_text()
+    made_up_run("r", "human-20-100-seed0", [0.4])
+    assert exits.run_main(figure3.experiment.main, ["--plot", "--out", "r"]) == 2
+    assert "differ in settle_statistics" in capsys.readouterr().err
+    few = ["--pairs", "20-100", "--seeds", "0", "--epochs", "1", "--settle-statistics"]
+    for method, code in (("maxl", 0), ("human", 2)):  # a folder of MAXL's is not of another experiment for it
+        task = cifar100.task(method, "20-100", 0, Path("q"), few[4:])
+        settings = vars(task.settings) | {"settle_statistics": False, "device_name": "x"}
+        made_up_run("q", f"{method}-20-100-seed0", [0.5], **{k: v for k, v in settings.items() if k != "epochs"})
+        assert exits.run_main(figure3.experiment.main, [*few, "--methods", method, "--out", "q", "--status"]) == code

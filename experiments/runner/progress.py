@@ -13,6 +13,7 @@ from tqdm import tqdm
 import create_dataset
 from experiments.runner.task import Task
 from harness.acceleration import select_device
+from harness.command_line import settles_anyway
 from harness.curves import read_curves, row_seconds
 from harness.exits import InputError, run_main
 
@@ -96,7 +97,7 @@ def estimate(tasks):
         passes = row["seconds_train"] + row.get("seconds_meta", 0.0)
         seconds[task.method] = passes * whole / iterations(settings, few)
         # a pass that settles the statistics is a forward of each image, as the test is; MAXL has its second pass for it
-        settled = settings.settle_statistics and "seconds_meta" not in row
+        settled = (settings.settle_statistics or settles_anyway(settings)) and "seconds_meta" not in row
         forwards = test_images + whole * settings.batch_size * settled
         seconds[task.method] += row["seconds_test"] * forwards / task.data.SIZES["synthetic"][1]
     return seconds

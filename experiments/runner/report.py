@@ -5,6 +5,7 @@ import functools
 import math
 import statistics
 
+from harness.command_line import settles_anyway
 from harness.curves import read_curves, row_seconds
 from harness.exits import InputError
 from harness.files import read_settings
@@ -12,13 +13,14 @@ from harness.files import read_settings
 # Settings in which runs that are compared have to be alike,
 SAME = (
     "dataset", "backbone", "epochs", "width", "batch_size", "train_images", "learning_rate", "momentum",
-    "weight_decay", "halve_every", "focal_gamma", "precision", "settle_statistics",
+    "weight_decay", "halve_every", "focal_gamma", "precision",
 )  # fmt: skip
-# and, beside them, the runs of one method.
-SAME_OF_A_METHOD = (
-    "label_learning_rate", "label_weight_decay", "entropy_weight", "latent_size", "validation_share",
+SAME_WITHOUT_SECOND_PASS = ("settle_statistics",)  # beside them, the runs whose statistics are not settled anyway,
+SAME_OF_A_METHOD = (  # the runs of one method,
+    "label_learning_rate", "label_weight_decay", "entropy_weight", "validation_share",
     "code_size", "autoencoder_learning_rate", "forget", "starved",
 )  # fmt: skip
+SAME_OF_A_CELL = ("latent_size",)  # and those of one method on the same levels or dataset
 
 
 class RunOnDisk:
@@ -30,6 +32,7 @@ class RunOnDisk:
             raise InputError(f"{folder} has curves, but no settings.json that can be read; put it back or move it away")
         self.seconds = sum(map(row_seconds, self.rows))
         self.finished = len(self.rows) == self.settings.get("epochs")
+        self.settles_anyway = settles_anyway(self.settings)
 
     def column(self, name):
         """An epoch's value of one column of curves.csv, as a list over the epochs; empty where no run wrote it."""
@@ -39,6 +42,16 @@ class RunOnDisk:
     def accuracy(self):
         """Test accuracies in %, epoch by epoch."""
         return [100 * accuracy for accuracy in self.column("test_primary_accuracy")]
+
+
+def run_of(task):
+    """The RunOnDisk of a Task; None without curves. Raises InputError where the folder is not of the run it names."""
+    if not (task.folder / "curves.csv").exists():
+        return None
+    run = RunOnDisk(task.folder)
+    if details := task.mismatch(run.settings):
+        raise InputError(f"{task.folder} is not the run that its name says ({details}); move it away, or rename it")
+    return run
 
 
 def listed(runs):
@@ -59,7 +72,11 @@ def check_alike(runs):
     by_method = {method: [] for _, method in runs}
     for (_, method), found in runs.items():
         by_method[method] += found.values()
-    for group, names in [(listed(runs), SAME), *((group, SAME_OF_A_METHOD) for group in by_method.values())]:
+    groups = [(listed(runs), SAME)]
+    groups += [([run for run in listed(runs) if not run.settles_anyway], SAME_WITHOUT_SECOND_PASS)]
+    groups += [(group, SAME_OF_A_METHOD) for group in by_method.values()]
+    groups += [(list(found.values()), SAME_OF_A_CELL) for found in runs.values()]
+    for group, names in groups:
         for run in group:
             ours, theirs = run.settings, group[0].settings
             differ = [name for name in names if (ours.get(name) or None) != (theirs.get(name) or None)]
@@ -70,11 +87,16 @@ def check_alike(runs):
                 )
 
 
-def alike(run):
-    """The settings that all runs of a figure share, in words."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {run.settings[name]}" for name in SAME if run.settings.get(name, False) is not False
-    )
+def alike(runs):
+    """The settings that all of {key: {seed: RunOnDisk}} share, in words."""
+    everyone = listed(runs)
+    settings = everyone[0].settings
+    words = [f"{name.replace('_', ' ')} {settings[name]}" for name in SAME if settings.get(name) is not None]
+    if "train_images" in settings and settings["train_images"] is None:
+        words.append("all training images")
+    if any(run.settings.get("settle_statistics") for run in everyone):
+        words.append("settled statistics")
+    return ", ".join(words)
 
 
 def finals(runs):

@@ -63,6 +63,12 @@ class Task:
         except InputError as error:
             raise InputError(f"{self.method}: {error}") from None
 
+    def mismatch(self, theirs):
+        """What in a run's settings contradicts this task's script and own arguments, in words; empty where nothing."""
+        own = [argument[2:].replace("-", "_") for argument in self.own if argument.startswith("--")]
+        ours = {"script": self.script} | {name: getattr(self.settings, name) for name in own}
+        return differences({name: value for name, value in ours.items() if name in theirs}, theirs)
+
     def epochs_done(self):
         """Rows of its curves.csv."""
         return len(read_curves(self.folder))
