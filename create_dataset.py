@@ -6,6 +6,7 @@ the same labels); a split held on the training device that hands out augmented, 
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ class CIFAR100(torchvision.datasets.CIFAR100):
         files = [*self.train_list, *self.test_list, (self.meta["filename"], self.meta["md5"])]
         missing = missing_files(root / self.base_folder, dict(files), "CIFAR-100")
         if missing and download:
-            download_and_extract_archive(self.url, root, filename=self.filename, md5=self.tgz_md5)
+            self._fetch(root, missing)
         elif missing:
             raise InputError(
                 f"{root / self.base_folder} lacks {', '.join(missing)}; "
@@ -167,6 +168,19 @@ class CIFAR100(torchvision.datasets.CIFAR100):
             )
         super().__init__(root, train, transform)
         self.targets = LABELS_OF_FINE_CLASS[torch.tensor(self.targets)]
+
+    def _fetch(self, root, missing):
+        """Put the missing files there from the archive, each in one go: other processes may look or do the same."""
+        archive, folder = root / self.filename, root / self.base_folder
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as temporary:
+            place = root if check_integrity(archive, self.tgz_md5) else temporary
+            download_and_extract_archive(self.url, place, temporary, filename=self.filename, md5=self.tgz_md5)
+            if place == temporary:
+                os.replace(Path(temporary, self.filename), archive)
+            folder.mkdir(exist_ok=True)
+            for name in missing:
+                os.replace(Path(temporary, self.base_folder, name), folder / name)
 
 
 def missing_files(folder, files, title):

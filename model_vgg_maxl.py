@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 import create_dataset
 import utils
-from harness.acceleration import Acceleration, select_device
+from harness.acceleration import Acceleration, in_fp32, select_device
 from harness.command_line import add_psi, check_psi, make_parser, parse_settings
 from harness.exits import InputError, run_main
 from harness.run import Run
@@ -236,12 +236,12 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
     """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name.
 
     optimizer: the multi-task network's, read for its learning rate, not stepped. options: entropy_weight, gamma and
-    method, as in `meta_gradient`. Raises ValueError where that optimizer has several rates. Autocast is off in here.
+    method, as in `meta_gradient`. Raises ValueError where that optimizer has several rates. Autocast and TF32 are off.
     """
     step_length, *others = {group["lr"] for group in optimizer.param_groups}  # α: the scheduled rate, as it is now
     if others:
         raise ValueError("the multi-task optimizer has several learning rates; eq. 4 has one step length α")
-    with torch.autocast("cuda" if images.is_cuda else "cpu", enabled=False):  # rounding would ruin the gradient
+    with in_fp32(images.device):  # rounding would ruin the gradient
         gradients, metrics = meta_gradient(network, label_generator, images, primary, step_length, **options)
     for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
         parameter.grad = gradient
@@ -308,7 +308,7 @@ def fit(
     """
     gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
     # bf16 and TF32 ruin the meta-gradient (README, Speed): the second pass is in fp32, whatever the precision.
-    auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(fast.exact(meta_training_step))
+    auxiliary_step, meta_step = fast.capture(auxiliary_training_step), fast.capture(meta_training_step)
     low, low_generator = fast.lower(network), fast.lower(label_generator)
     for _ in run.epochs(
         2 * train.iterations(settings.batch_size), fast.device,

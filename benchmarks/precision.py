@@ -61,11 +61,11 @@ def tf32(device):
         with RoundedToTF32():
             yield
         return
-    allow_tf32(True)
+    allow_tf32(True, True)
     try:
         yield
     finally:
-        allow_tf32(False)
+        allow_tf32(False, False)
 
 
 def flat(gradients):
@@ -98,7 +98,7 @@ def errors(network, generator, images, primary):
     """
     device = images.device
     bf16 = Acceleration(device, "bf16")
-    allow_tf32(False)
+    allow_tf32(False, False)
 
     def gradient(function, lower=lambda module: module, dtype=torch.float32):
         parts = (lower(copy.deepcopy(module).to(dtype)) for module in (network, generator))

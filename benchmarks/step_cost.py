@@ -31,7 +31,7 @@ import utils
 from benchmarks import finite_difference
 from benchmarks.table import chart, markdown
 from experiments.backbones import BACKBONES
-from harness.acceleration import PRECISIONS, Acceleration, CapturedStep, add_acceleration, select_device
+from harness.acceleration import PRECISIONS, Acceleration, CapturedStep, add_acceleration, in_fp32, select_device
 from harness.command_line import Parser, add_psi
 from harness.exits import InputError, run_main
 from harness.run import environment
@@ -71,9 +71,8 @@ class Bench:
         self.primary = labels[:, 0].contiguous()
         self.auxiliary = torch.randint(sum(psi), (batch_size,)).to(device)
         steps = {"single": model_vgg_single.single_step, "human": utils.multi_task_step}
-        second = fast.exact(model_vgg_maxl.meta_training_step)  # as the script has it
-        steps |= {"first": model_vgg_maxl.auxiliary_training_step, "second": second}
-        self.finite_difference = fast.exact(finite_difference.meta_gradient)
+        steps |= {"first": model_vgg_maxl.auxiliary_training_step, "second": model_vgg_maxl.meta_training_step}
+        self.finite_difference = in_fp32(device)(finite_difference.meta_gradient)
         self.steps = {name: fast.capture(step) for name, step in steps.items()}
         side = 8192 if device.type == "cuda" else 2048
         self.matrix = torch.randn(side, side, device=device)

@@ -38,7 +38,7 @@ from experiments.maxl_variations import (
     on_held_out,
     validation_meta_step,
 )
-from harness.acceleration import Acceleration, select_device
+from harness.acceleration import Acceleration, in_fp32, select_device
 from harness.command_line import add_psi, check_psi, make_parser, parse_settings
 from harness.exits import InputError, run_main
 from harness.run import Run
@@ -138,7 +138,7 @@ def main(argv=None):
     generator = torch.Generator().manual_seed(settings.seed)
     low, low_generator = fast.lower(network), fast.lower(label_generator)
     auxiliary_step, meta_step = STEPS.get(variant, (auxiliary_training_step, meta_training_step))
-    auxiliary_step, meta_step = fast.capture(auxiliary_step), fast.capture(fast.exact(meta_step))
+    auxiliary_step, meta_step = fast.capture(auxiliary_step), fast.capture(in_fp32(device)(meta_step))
     options = {"gamma": gamma} | ({} if variant == "latent" else {"entropy_weight": settings.entropy_weight})
 
     @torch.no_grad()

@@ -1,30 +1,40 @@
 """The device, and what makes the same algorithm faster on it: precision, memory layout, CUDA graphs."""
 
+import contextlib
 import copy
-import functools
 import os
 import sys
 from pathlib import Path
 
 import torch
 
-from harness.exits import InputError
+from harness.exits import InputError, is_out_of_memory
 
 
 def select_device(name):
-    """ "auto", "cpu" or "cuda" -> torch.device. Raises InputError for cuda where there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda was asked for, but torch sees no CUDA GPU here; use --device cpu or auto")
-    device = torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    """ "auto", "cpu" or "cuda" -> torch.device. Raises InputError for cuda where torch cannot use one."""
+    failed = why_no_gpu() if name != "cpu" else ""
+    if name == "cuda" and failed:
+        raise InputError(f"--device cuda was asked for, but {failed}; use --device cpu or auto")
+    device = torch.device("cpu" if name == "cpu" or failed else "cuda")
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if name == "auto" and device.type == "cpu" and nvidia_gpus() and not hidden:
-        print(
-            "warning: there is an NVIDIA GPU here, but this torch cannot use it (its CUDA may be newer than the "
-            "driver's, or it is a build without CUDA); training on the CPU",
-            file=sys.stderr,
-        )
+    if name == "auto" and failed and nvidia_gpus() and not hidden:
+        print(f"warning: there is an NVIDIA GPU here, but {failed}; training on the CPU", file=sys.stderr)
     torch.backends.cudnn.benchmark = True  # training batches have one size, so the search for the best kernels pays
     return device
+
+
+def why_no_gpu():
+    """Why torch cannot compute on a CUDA GPU here, in words; empty where it can."""
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA GPU (its CUDA may be newer than the driver's, or it is a build without CUDA)"
+    try:
+        torch.ones(1, device="cuda").add(1).item()
+    except RuntimeError as error:  # as where this build has no code for so old a GPU
+        if is_out_of_memory(error):
+            raise
+        return f"torch cannot compute on it ({str(error).splitlines()[0]})"
+    return ""
 
 
 def nvidia_gpus():
@@ -55,7 +65,7 @@ def add_acceleration(parser):
 class Acceleration:
     """What --precision, --channels-last and --cuda-graphs do to networks and steps; by default, nothing.
 
-    Raises InputError for tf32 and for CUDA graphs on a CPU.
+    Raises InputError for tf32 and for CUDA graphs on a CPU, and for low precision on a GPU that is too old for it.
     """
 
     def __init__(self, device, precision="fp32", channels_last=False, cuda_graphs=False):
@@ -63,9 +73,11 @@ class Acceleration:
             raise InputError("--precision tf32 is a format of CUDA GPUs; on a CPU use fp32 or bf16")
         if device.type != "cuda" and cuda_graphs:
             raise InputError("--cuda-graphs needs a CUDA GPU; leave it out on a CPU")
+        if device.type == "cuda" and precision != "fp32" and torch.cuda.get_device_capability(device) < (8, 0):
+            raise InputError(f"--precision {precision} needs a GPU of compute capability 8.0 or later; use fp32")
         self.device, self.precision, self.cuda_graphs = device, precision, cuda_graphs
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-        allow_tf32(precision != "fp32")
+        allow_tf32(*2 * [precision != "fp32"])
 
     def place(self, network):
         """Move the network to the device, in the memory layout asked for; returns it."""
@@ -82,32 +94,41 @@ class Acceleration:
         view.forward = torch.autocast(self.device.type, torch.bfloat16)(network.forward)
         return view
 
-    def exact(self, step):
-        """The training step in fp32, for what does not bear less: TF32 is off while it runs, or is captured."""
-        if self.precision == "fp32":
-            return step
-
-        @functools.wraps(step)
-        def in_fp32(*args, **options):
-            allow_tf32(False)
-            try:
-                return step(*args, **options)
-            finally:
-                allow_tf32(True)
-
-        return in_fp32
-
     def capture(self, step):
         """The training step, with CUDA graphs as a CapturedStep."""
         return CapturedStep(step) if self.cuda_graphs else step
 
 
-def allow_tf32(allowed):
-    """Let convolutions and matrix products on CUDA round to TF32, or not, in the whole process.
+def allow_tf32(products, convolutions):
+    """Let matrix products, and convolutions, on CUDA round to TF32, or not, in the whole process.
 
-    torch's own default is True for cuDNN, which would make fp32 something else.
+    torch's own default is True for convolutions, which would make fp32 something else.
     """
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
+    if not convolutions and tf32_allowed()[1]:  # by one of the wider settings of newer torch
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+
+
+def tf32_allowed():
+    """Whether matrix products, and convolutions, on CUDA may round to TF32: two booleans."""
+    if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return tuple(kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv))
+
+
+@contextlib.contextmanager
+def in_fp32(device):
+    """No autocast and no TF32 while it lasts, whoever allowed them, for what does not bear rounding.
+
+    A step captured in it as a CUDA graph stays in fp32.
+    """
+    before = tf32_allowed()
+    allow_tf32(False, False)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        allow_tf32(*before)
 
 
 def generator_states():

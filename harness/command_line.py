@@ -48,7 +48,7 @@ def make_parser(description, auxiliary_task=True, datasets=None):
         add("--cosine-every", type=int, metavar="N", default=0,
             help="compare the two tasks' gradients at every N-th iteration, 0 for never (default: %(default)s)")
     add("--settle-statistics", action="store_true",
-        help="before each test, a pass at fixed weights for BatchNorm's statistics, for a comparison with MAXL on equal "
+        help="before each test, a pass at fixed weights for BatchNorm's statistics, to compare with MAXL on equal "
         "terms; no effect on MAXL, whose second pass settles them (default: off)")
     add("--out", metavar="DIR", help="folder of this run (default: runs/<script>-<what>-seed<seed>)")
     existing = parser.add_mutually_exclusive_group()
@@ -122,7 +122,7 @@ def parse_psi(text):
 
 def check_psi(psi, classes, whose):
     """Raise InputError unless ψ has one whole number, 1 to 1000, for each of the `classes` of what has them."""
-    if not all(type(size) is int and 1 <= size <= 1000 for size in psi):
+    if not isinstance(psi, (list, tuple)) or not all(type(size) is int and 1 <= size <= 1000 for size in psi):
         raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
     if len(psi) != classes:
         raise InputError(

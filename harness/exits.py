@@ -48,8 +48,8 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
             raise
         reason = str(error).splitlines()[0] if str(error) else "Python found none left"
         print(
-            f"error: out of memory ({reason}); lower --batch-size or --width, or run fewer at a time on this machine; "
-            f"{how_to_go_on}",
+            f"error: out of memory ({reason}); run fewer at a time on this machine ({how_to_go_on}), or start anew "
+            "with a lower --batch-size or --width",
             file=sys.stderr,
         )
         return 2
@@ -76,5 +76,5 @@ def raise_dropped():
 
 def is_out_of_memory(error):
     """Whether a GPU or the machine had no memory left; only torch's own store of GPU memory has an exception for it."""
-    said = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    said = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "unable to find an engine")
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or any(text in str(error) for text in said)

@@ -1,7 +1,6 @@
 """A run's folder: the epoch loop, what is saved of it, and the way back from there."""
 
 import contextlib
-import copy
 import io
 import json
 import math
@@ -51,7 +50,7 @@ class Run:
         self.curves_path = self.directory / "curves.csv"
         self.plot_path = self.directory / "curves.png"
         self.rows, self.checkpoint, self.damaged = [], None, None
-        self.saved, self.unsaved = 0, None  # epochs in the checkpoint; the state after a later one, if there is any
+        self.saved, self.unsaved = 0, None  # epochs in the checkpoint; a later one, and its checkpoint, if there is any
         self.next_save = self.next_plot = 0.0
 
         self.locked = False
@@ -106,11 +105,9 @@ class Run:
         self.rows.append(row)
         now, left = time.monotonic(), self.settings.epochs - self.epoch
         out_of_time = left > 0 and self._seconds_left() < now - self.epoch_started
-        self.unsaved = self._state()
+        self.unsaved = len(self.rows), self._checkpoint()
         if left == 0 or out_of_time or now > self.next_save:
             self._save()
-        else:
-            self.unsaved = copy.deepcopy(self.unsaved)  # training goes on in these tensors
         if left == 0 or time.monotonic() > self.next_plot:
             self._plot()
 
@@ -238,9 +235,10 @@ class Run:
             print(f"warning: {self.plot_path} could not be drawn ({error}); training goes on", file=sys.stderr)
         self.next_plot = _seldom(start)
 
-    def _state(self):
-        """Everything that a checkpoint holds, as it is now; the tensors are the live ones."""
-        return {
+    def _checkpoint(self):
+        """A checkpoint's bytes, of everything as it is now: out of reach of what comes next, a fault of the GPU too."""
+        content = io.BytesIO()
+        state = {
             "settings": self._described(),
             "rows": self.rows,
             "parts": {
@@ -250,20 +248,21 @@ class Run:
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+        torch.save(state, content)
+        return content.getbuffer()
 
     def _save(self):
         """Write the checkpoint, then the curves, so that these never have an epoch that cannot be resumed from."""
-        start, content, rows = time.monotonic(), io.BytesIO(), self.unsaved["rows"]
-        torch.save(self.unsaved, content)
+        start, (count, content) = time.monotonic(), self.unsaved
         try:
-            write_atomically(self.checkpoint_path, content.getbuffer(), keep_previous_as=self.previous_path)
+            write_atomically(self.checkpoint_path, content, keep_previous_as=self.previous_path)
         except InputError:
             self.unsaved = None  # not tried again on the way out
             raise
-        self.saved, self.unsaved = len(rows), None
+        self.saved, self.unsaved = count, None
         if self.saved == self.settings.epochs:
             self.previous_path.unlink(missing_ok=True)  # there for a run that goes on
-        self._write_curves(rows)
+        self._write_curves(self.rows[:count])
         self.next_save = _seldom(start)
 
     def _save_what_is_finished(self):

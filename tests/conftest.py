@@ -1,4 +1,7 @@
-"""Shared by the tests: tiny runs of the real scripts, in this process or in one of their own."""
+"""Shared by the tests: tiny runs of the real scripts, in this process or in one of their own.
+
+Only a run with -m cuda sees a GPU: once torch has counted one, the processes that tests fork cannot differentiate.
+"""
 
 import contextlib
 import csv
@@ -21,6 +24,10 @@ import model_vgg_maxl
 import model_vgg_single
 from harness import acceleration, exits, run
 
+# pytest-xdist's workers have another command line, and inherit this.
+if os.environ.setdefault("MAXL_TESTS_SEE_GPU", str("-m cuda" in " ".join(sys.argv))) != "True":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # Several tests at once, or a test and its subprocess, would fight for the cores with more threads than there are;
 # and results to the bit need the same number of threads in every process.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,16 +39,12 @@ TINY = ["--dataset", "synthetic", "--width", "0.02", "--train-images", "120", "-
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_protocol(item):
-    """A test and its fixtures see a GPU only if it is marked cuda, and find what a process may set for GPUs off."""
-    acceleration.allow_tf32(False)
+def pytest_runtest_setup(item):
+    """A test finds what a process may set for GPUs off, and one marked cuda is skipped where there is none."""
+    acceleration.allow_tf32(False, False)
     torch.backends.cudnn.benchmark = False
-    with contextlib.ExitStack() as patches:
-        if item.get_closest_marker("cuda") is None:
-            patches.enter_context(mock.patch.object(torch.cuda, "is_available", lambda: False))
-            patches.enter_context(mock.patch.dict(os.environ, CUDA_VISIBLE_DEVICES=""))
-        yield
+    if item.get_closest_marker("cuda") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU, and a run of its own: python -m pytest -m cuda")
 
 
 @pytest.fixture(autouse=True)

@@ -45,7 +45,7 @@ def test_fp32_changes_nothing():
     fast, net = acceleration.Acceleration(CPU), network()
     assert fast.lower(net) is net and fast.place(net) is net and fast.capture(single_step) is single_step
     assert all(p.is_contiguous() for p in net.parameters())
-    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert acceleration.tf32_allowed() == (False, False)
 
 
 def test_bf16_lowers_convolutions_and_linear_layers_but_no_loss_and_no_softmax():
@@ -262,11 +262,7 @@ def single_step_of_two(net, optimizer, images, primary):
     return utils.multi_task_step(net, optimizer, images, primary, primary)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
-
 @pytest.mark.cuda
-@needs_cuda
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_captured_step_on_the_gpu_trains_as_the_plain_one(momentum):
     steps = acceleration.CapturedStep(utils.multi_task_step), utils.multi_task_step
@@ -276,7 +272,6 @@ def test_a_captured_step_on_the_gpu_trains_as_the_plain_one(momentum):
 
 
 @pytest.mark.cuda
-@needs_cuda
 @pytest.mark.parametrize("method", maxl.META_GRADIENTS)
 def test_captured_maxl_steps_on_the_gpu_train_as_the_plain_ones(method):
     psi, weights = [3] * 4, []
@@ -296,7 +291,6 @@ def test_captured_maxl_steps_on_the_gpu_train_as_the_plain_ones(method):
 
 
 @pytest.mark.cuda
-@needs_cuda
 @pytest.mark.parametrize("options", [["--cuda-graphs"], ["--precision", "bf16", "--channels-last", "--cuda-graphs"]])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_scripts_learn_on_the_gpu_with_every_acceleration(name, options):

@@ -128,7 +128,6 @@ def test_a_step_returns_the_labels_from_before_it():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_no_step_of_kmeans_waits_for_the_gpu():
     pixels = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8)
     split = create_dataset.Split(pixels, (torch.arange(60) % 3)[:, None].expand(-1, 4).contiguous(), "cuda")

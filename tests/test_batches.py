@@ -212,11 +212,8 @@ def test_load_of_cifar100_takes_it_from_the_data_root(synthetic, tmp_path, monke
 # On a GPU
 # ------------------------------------------------------------------------------------------------
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-
 
 @pytest.mark.cuda
-@needs_cuda
 @pytest.mark.parametrize("kind", [Split, HostSplit])
 def test_a_gpu_gives_the_batches_of_the_cpu(kind):
     images, labels = random_images(100), numbered_labels(100)
@@ -231,7 +228,6 @@ def test_a_gpu_gives_the_batches_of_the_cpu(kind):
 
 
 @pytest.mark.cuda
-@needs_cuda
 @pytest.mark.parametrize("kind", [Split, HostSplit])
 def test_no_batch_after_the_first_waits_for_the_gpu(kind):
     split = kind(random_images(100), numbered_labels(100), "cuda")

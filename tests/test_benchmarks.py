@@ -167,7 +167,6 @@ def test_finite_difference_keeps_the_entropy_term_and_points_the_exact_gradients
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_the_benchmark_runs_on_the_gpu(tmp_path):
     step_cost.main(["--device", "cuda", "--width", "0.25", "--repeats", "1", "--out", str(tmp_path)])
     assert json.loads((tmp_path / "step_cost.json").read_text())["steps"]["Single step"]["memory_bytes"] > 0

@@ -183,24 +183,32 @@ def test_data_in_place_is_loaded_without_a_download(data_root, official, no_down
     assert test_labels[:, 3].tolist() == official["test"]["fine_labels"]
 
 
-def test_missing_data_is_fetched_once_as_the_official_archive(data_root, official, tmp_path, monkeypatch):
+@pytest.mark.parametrize("others", [0, 1])
+def test_missing_data_is_fetched_as_the_official_archive_while_others_do_so_too(
+    data_root, official, tmp_path, monkeypatch, others
+):
+    """Another process begins when this one has the archive, and ends before it: neither sees half of a file."""
     root, calls = tmp_path / "new" / "data", []
 
-    def fake_download(url, download_root, filename=None, md5=None, **_):
-        calls.append((url, Path(download_root), filename, md5))
-        copy_data(data_root, Path(download_root))
+    def fake_download(url, download_root, extract_root, filename=None, md5=None):
+        calls.append((url, filename, md5))
+        Path(download_root, filename).write_text("an archive")
+        if len(calls) <= others:
+            load_cifar100(root)
+        copy_data(data_root, Path(extract_root))
 
     monkeypatch.setattr(create_dataset, "download_and_extract_archive", fake_download)
     (images, _), (test_images, test_labels) = load_cifar100(root)
     archive, md5 = "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"
-    assert calls == [(f"https://www.cs.toronto.edu/~kriz/{archive}", root, archive, md5)]
+    assert calls == [(f"https://www.cs.toronto.edu/~kriz/{archive}", archive, md5)] * (1 + others)
+    assert sorted(path.name for path in root.iterdir()) == ["cifar-100-python", archive]
     assert images.shape == (50_000, 32, 32, 3) and test_images.shape == (10_000, 32, 32, 3)
     assert test_labels[:, 3].tolist() == official["test"]["fine_labels"]
 
 
 def test_a_failed_download_names_the_three_ways_out_and_leaves_no_folder(tmp_path, monkeypatch):
-    def fail(url, download_root, **_):
-        Path(download_root).mkdir(parents=True)  # as torchvision's does before it asks the network
+    def fail(url, download_root, *_, **__):
+        Path(download_root, "half of the archive").write_text("half")
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)

@@ -13,6 +13,7 @@ import create_dataset
 import model_vgg_single
 from experiments.runner import ready, task
 from harness import acceleration, exits, run
+from harness.exits import InputError
 
 START = "model_vgg_single: 20 classes of synthetic, seed 0; on "
 
@@ -96,7 +97,30 @@ def test_a_gpu_that_torch_cannot_use_is_named(gpus, visible, option, warned, mon
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert acceleration.select_device(option).type == "cpu"
     error = capsys.readouterr().err
-    assert ("there is an NVIDIA GPU here, but this torch cannot use it" in error) == warned
+    assert ("there is an NVIDIA GPU here, but torch sees no CUDA GPU" in error) == warned
+
+
+def test_a_gpu_that_this_torch_has_no_code_for_is_not_used(monkeypatch, capsys):
+    def no_kernel(*arguments, **options):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nSome more lines")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", no_kernel)
+    monkeypatch.setattr(acceleration, "nvidia_gpus", lambda: [Path("0000:01:00.0")])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert acceleration.select_device("auto").type == "cpu"
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and "no kernel image is available" in error and error.count("\n") == 1
+    with pytest.raises(InputError, match="--device cuda was asked for, but torch cannot compute on it"):
+        acceleration.select_device("cuda")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_low_precision_is_refused_on_a_gpu_that_is_too_old_for_it(precision, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    acceleration.Acceleration(torch.device("cuda"))
+    with pytest.raises(InputError, match=f"--precision {precision} needs a GPU of compute capability 8.0"):
+        acceleration.Acceleration(torch.device("cuda"), precision)
 
 
 # --- memory and disk ------------------------------------------------------------------------------------
@@ -109,6 +133,7 @@ def test_a_gpu_that_torch_cannot_use_is_named(gpus, visible, option, warned, mon
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
         RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`\nSome more lines"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),  # cuDNN, for want of memory
         MemoryError(),
     ],
 )

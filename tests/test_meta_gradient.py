@@ -393,7 +393,6 @@ def test_an_unknown_method_is_named():
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_no_step_waits_for_the_gpu(method):
     network, generator = networks([2, 3, 4], dtype=torch.float32)
@@ -414,7 +413,6 @@ def test_no_step_waits_for_the_gpu(method):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_gradient_on_the_gpu_is_the_cpus(method):
     network, generator = networks([2, 3, 4])

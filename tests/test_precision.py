@@ -14,17 +14,13 @@ from harness import acceleration
 CPU = torch.device("cpu")
 
 
-def tf32_allowed():
-    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-
-
-@pytest.mark.parametrize("name, allowed", [("auxiliary_training_step", True), ("meta_training_step", False)])
+@pytest.mark.parametrize("name, allowed", [("auxiliary_training_step", True), ("meta_gradient", False)])
 def test_tf32_is_off_in_the_second_pass_alone(name, allowed, monkeypatch):
     """--precision bf16 allows TF32 for what autocast leaves; the flags can be set and read without a GPU."""
     original, seen = getattr(maxl, name), set()
 
     def spied(*arguments, **options):
-        seen.add(tf32_allowed())
+        seen.add(acceleration.tf32_allowed())
         return original(*arguments, **options)
 
     monkeypatch.setattr(maxl, name, spied)
@@ -32,16 +28,40 @@ def test_tf32_is_off_in_the_second_pass_alone(name, allowed, monkeypatch):
     assert seen == {(allowed, allowed)}
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_an_exact_step_is_in_fp32_and_leaves_the_other_steps_their_precision(precision, monkeypatch):
-    fast = acceleration.Acceleration(torch.device("cuda"), precision)
-    assert fast.exact(tf32_allowed)() == (False, False)
-    assert tf32_allowed() == (True, True)
+@pytest.fixture
+def as_torch_was():
+    """Puts torch's settings of precision back."""
+    yield
+    if hasattr(torch.backends.cudnn, "conv"):
+        torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
+    acceleration.allow_tf32(False, False)
+
+
+WAYS = {  # of a user's program to allow TF32, and for what: matrix products, convolutions
+    "torch's default": (lambda: setattr(torch.backends.cudnn, "allow_tf32", True), (False, True)),
+    "high": (lambda: torch.set_float32_matmul_precision("high"), (True, False)),
+    "flags": (lambda: acceleration.allow_tf32(True, True), (True, True)),
+    "everywhere": (lambda: setattr(torch.backends, "fp32_precision", "tf32"), (False, True)),
+    "in cuDNN": (lambda: setattr(torch.backends.cudnn, "fp32_precision", "tf32"), (False, True)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_fp32_is_fp32_whoever_allowed_tf32_and_in_whatever_way(way, as_torch_was):
+    allow, allowed = WAYS[way]
+    if way in ("everywhere", "in cuDNN") and not hasattr(torch.backends.cudnn, "conv"):
+        pytest.skip("needs torch 2.9")
+    allow()
+    assert acceleration.tf32_allowed() == allowed
+    step = acceleration.in_fp32(CPU)(acceleration.tf32_allowed)
+    for _ in range(2):
+        assert step() == (False, False)
+        assert acceleration.tf32_allowed() == allowed
     with pytest.raises(ZeroDivisionError):
-        fast.exact(lambda: 1 / 0)()
-    assert tf32_allowed() == (True, True)
-    plain = acceleration.Acceleration(torch.device("cuda"))
-    assert plain.exact(tf32_allowed) is tf32_allowed and tf32_allowed() == (False, False)
+        acceleration.in_fp32(CPU)(lambda: 1 / 0)()
+    assert acceleration.tf32_allowed() == allowed
+    acceleration.Acceleration(CPU)
+    assert acceleration.tf32_allowed() == (False, False), "--precision fp32"
 
 
 @pytest.mark.parametrize("method", maxl.META_GRADIENTS)
@@ -102,7 +122,7 @@ def test_lower_precision_spoils_the_meta_gradient_far_more_than_an_ordinary_one(
     for errors in (meta, ordinary):
         assert errors["fp32"] < 1e-3 < errors["TF32, emulated"] < errors["bf16"]
     assert all(meta[name] > 1.5 * ordinary[name] for name in ("TF32, emulated", "bf16"))
-    assert tf32_allowed() == (False, False)
+    assert acceleration.tf32_allowed() == (False, False)
 
 
 def test_the_errors_are_measured_after_training_too():
@@ -116,8 +136,10 @@ def test_the_errors_are_measured_after_training_too():
 
 
 def test_images_stay_channels_last_from_the_gather_on():
+    """Scaling leaves them as they lie, so that for channels last nothing is copied after it."""
     pixels = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8)
     labels = torch.zeros(20, 4, dtype=torch.int64)
+    assert create_dataset.scale(pixels.permute(0, 3, 1, 2)).is_contiguous(memory_format=torch.channels_last)
     batches = {}
     for channels_last in (False, True):
         split = create_dataset.Split(pixels, labels, channels_last=channels_last)

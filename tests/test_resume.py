@@ -359,6 +359,28 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_the_good_one(whole_run, t
     assert_same_run("r", whole_run / "model_vgg_single")
 
 
+def test_after_an_error_on_the_gpu_that_lets_nothing_be_read_the_finished_epochs_are_saved(
+    whole_run, only_the_first_and_the_last_epoch_are_saved
+):
+    """In the third epoch the step fails, and whatever would read a tensor."""
+    script, calls = SCRIPTS["model_vgg_single"], itertools.count(1)
+    step, (images, batch_size) = script.single_step, (120, 20)
+
+    def broken(*arguments, **options):
+        if next(calls) > 2 * images // batch_size:
+            patch.setattr(torch, "save", broken)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return step(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "single_step", broken)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            run_script("model_vgg_single", *TINY, "--out", "r")
+    assert len(curves("r")) == 2
+    assert run_script("model_vgg_single", *TINY, "--out", "r", "--resume") == 0
+    assert_same_run("r", whole_run / "model_vgg_single")
+
+
 def test_killed_after_the_last_checkpoint_the_curves_are_completed(whole_run, every_epoch_is_saved):
     last = nth(3, lambda name, *files: name == "replace" and "curves.csv.tmp" in str(files[0]))
     run_and_die(last, "model_vgg_single", *TINY, "--out", "r")
