@@ -127,8 +127,11 @@ def trunk_features(network, split):
 
 
 @torch.no_grad()
-def generated_labels(label_generator, split, primary_level):
-    """The generated labels of all of `split`: float32 (N, sum(psi)), on the CPU."""
-    label_generator.eval()
+def generated_labels(label_generator, split, primary_level, trained=True):
+    """The generated labels of all of `split`: float32 (N, sum(psi)), on the CPU.
+
+    trained: without it, BatchNorm takes each batch's own statistics, as there are no running ones yet.
+    """
+    label_generator.train(not trained)
     batches = split.test_batches()
     return torch.cat([label_generator(images, labels[:, primary_level]).cpu() for images, labels in batches])

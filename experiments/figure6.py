@@ -115,10 +115,11 @@ def draw(pixels, captions, labels, psi, primary, classes, names, seed):
 # --- the table ---
 
 
-def table(generated, random, names, used):
+def table(generated, first, random, names, used):
     """A dict a primary class, and one of the means over them, with the numbers of each seed and over the seeds.
 
-    generated, random: {seed: a number for each class}. used: {seed: auxiliary classes that are some image's largest}.
+    generated, first, random: {seed: a number for each class}, first of the label generator's first weights. used:
+    {seed: auxiliary classes that are some image's largest}.
     """
     rows = []
     for index, name in enumerate([*names, "mean over classes"]):
@@ -128,6 +129,7 @@ def table(generated, random, names, used):
 
         row = {"primary_class": name, "n": len(generated)}
         row["nmi_mean"], row["nmi_std"] = report.mean_and_spread([pick(numbers) for numbers in generated.values()])
+        row["nmi_first"], _ = report.mean_and_spread([pick(numbers) for numbers in first.values()])
         row["nmi_random"], _ = report.mean_and_spread([pick(numbers) for numbers in random.values()])
         row["classes_used"], _ = report.mean_and_spread([float(pick(numbers)) for numbers in used.values()])
         rows.append(row | {f"nmi_seed{seed}": pick(numbers) for seed, numbers in generated.items()})
@@ -140,19 +142,27 @@ def markdown(rows, runs, settings, drawn):
     lines = [
         [
             row["primary_class"].replace("_", " "), report.with_spread(row["nmi_mean"], row["nmi_std"], 3),
-            f"{row['nmi_random']:.3f}", *(f"{row[f'nmi_seed{seed}']:.3f}" for seed in found),
+            f"{row['nmi_first']:.3f}", f"{row['nmi_random']:.3f}", *(f"{row[f'nmi_seed{seed}']:.3f}" for seed in found),
             f"{row['classes_used']:.1f}",
         ]
         for row in rows
     ]  # fmt: skip
-    heading = ["primary class", "NMI", "NMI of random labels", *(f"seed {seed}" for seed in found), "classes used"]
+    heading = [
+        "primary class",
+        "NMI",
+        "of the first weights",
+        "of random labels",
+        *(f"seed {seed}" for seed in found),
+        "classes used",
+    ]
     missing = report.missing(found, settings.seeds)
     return (
         f"MAXL, {pair.replace('-', ' → ')} ({report.alike(runs)}). Normalised mutual information "
         "(over the arithmetic mean of the two entropies) of the auxiliary class that the label generator gives the "
         "highest probability, and the true fine class, over the test images of each primary class: 1 where they are "
-        f"the same, not quite 0 where they are unrelated, which is why the mean of {RANDOM_DRAWS} random, balanced "
-        f"assignments stands beside it. Mean ± standard deviation over {len(found)} run(s)"
+        "the same, not quite 0 where they are unrelated, which is why the mean of "
+        f"{RANDOM_DRAWS} random, balanced assignments stands beside it, and what the label generator's first weights "
+        f"give. Mean ± standard deviation over {len(found)} run(s)"
         + (f", unfinished ones included as far as they are ({missing})" if missing else "")
         + ". Classes used: auxiliary classes that are the largest for some test image.\n\n"
         f"Figure: run of seed {drawn}; for {AUXILIARY} auxiliary classes of each primary class, drawn from seed "
@@ -169,7 +179,7 @@ def make_report(settings):
     runs = cifar100.read_runs(settings.out, ["maxl"], [pair], settings.seeds)
     test, level = checkpoints.load_test(runs, settings.data_root, device), cifar100.PAIRS[pair][0]
     targets, names = test.labels.cpu(), create_dataset.CLASS_NAMES[level]
-    figure, generated, random, used, by_psi = None, {}, {}, {}, {}
+    figure, generated, first, random, used, by_psi = None, {}, {}, {}, {}, {}
     for seed, run in runs[pair, "maxl"].items():
         trained = checkpoints.load_trained(run, cifar100.task("maxl", pair, seed, settings.out), device)
         psi = trained.settings["psi"]
@@ -180,11 +190,14 @@ def make_report(settings):
             figure = draw(test.images, fine, labels, psi, targets[:, level], classes, names, settings.draw_seed)
             drawn = seed
         generated[seed] = shared_information(largest, targets, level)
+        untrained = checkpoints.make_networks(trained.settings)["label_generator"].to(device)
+        at_first = checkpoints.generated_labels(untrained, test, level, trained=False)
+        first[seed] = shared_information(at_first.argmax(dim=1), targets, level)
         if tuple(psi) not in by_psi:
             by_psi[tuple(psi)] = random_information(psi, targets, level)
         random[seed] = by_psi[tuple(psi)]
         used[seed] = [len(largest[targets[:, level] == c].unique()) for c in range(len(names))]
-    rows = table(generated, random, names, used)
+    rows = table(generated, first, random, names, used)
     return figure, rows, markdown(rows, runs, settings, drawn)
 
 

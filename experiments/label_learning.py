@@ -22,16 +22,19 @@ from model_vgg_maxl import meta_gradient, negative_entropy
 
 BOTH = ["maxl", "maxl0"]
 BATCH_SIZE = 100
-BATCHES = 30  # whose mean gradient is taken
+BATCHES = 100  # whose gradients are taken
 
 COLUMNS = {  # heading of the table, and digits
     "entropy_at_start": ("entropy of a label: at the start", 3),
     "entropy": ("now", 3),
     "as_at_start": ("class as at the start (%)", 1),
     "both_crops": ("same class in two crops (%)", 1),
-    "pull_meta": ("pull of the meta-gradient", 4),
+    "moved_by_decay": ("θ2 moved by weight decay", 3),
+    "moved_else": ("by all else", 3),
+    "pull_decay": ("pull of weight decay", 4),
     "pull_entropy": ("of the entropy loss", 4),
-    "pull_decay": ("of weight decay", 4),
+    "pull_meta": ("of the meta-gradient", 4),
+    "one_batch_meta": ("the latter's on one batch", 4),
 }
 
 
@@ -60,15 +63,42 @@ def agreement(one, other):
     return 100 * (one.argmax(dim=1) == other.argmax(dim=1))[known].double().mean().item()
 
 
-def pulls(trained, train, level, step_length, seed):
-    """Norms of what the second pass adds up for θ2, each as the mean gradient over the first batches of a pass.
+def norm(tensors):
+    """Of several tensors as one vector, in float64."""
+    return math.sqrt(sum(t.detach().double().square().sum().item() for t in tensors))
 
-    step_length: α. Returns those of the meta-gradient, of λ𝓗 (eq. 7) and of weight decay by the table's columns.
+
+def moved(label_generator, first, rates, iterations, weight_decay):
+    """How far θ2 is from its first weights: what weight decay alone makes of them, and the rest of the way, as norms.
+
+    rates: β in each epoch, of so many iterations.
+    """
+    shrunk = math.prod((1 - rate * weight_decay) ** iterations for rate in rates)
+    start = list(first.parameters())
+    rest = norm([p - shrunk * q for p, q in zip(label_generator.parameters(), start)])
+    return {"moved_by_decay": (1 - shrunk) * norm(start), "moved_else": rest}
+
+
+def norm_of_mean(total, squares, count):
+    """Norm of the gradient that `count` noisy ones g_i have in the mean; 0 where noise hides it, NaN of a single one.
+
+    total: norm of Σ g_i. squares: Σ |g_i|². The mean of g_i · g_j over all pairs i ≠ j has no bias, where the norm of
+    the mean of the g_i would have their noise in it.
+    """
+    pairs = count * (count - 1)
+    return math.sqrt(max(0.0, total**2 - squares) / pairs) if pairs else math.nan
+
+
+def pulls(trained, train, level, step_length, seed):
+    """Norms of what the second pass adds up for θ2, each of the expected gradient, from the first batches of a pass.
+
+    step_length: α. Returns those of the meta-gradient, of λ𝓗 (eq. 7) and of weight decay by the table's columns, and
+    the root mean square norm of the meta-gradient on a batch.
     """
     network, label_generator, settings = trained
     network.train()
     label_generator.train()
-    theta2, sums = list(label_generator.parameters()), {}
+    theta2, sums, squares = list(label_generator.parameters()), {}, {"pull_meta": 0.0, "pull_entropy": 0.0}
     for count, (images, targets) in enumerate(train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(seed)), 1):
         primary = targets[:, level]
         meta, _ = meta_gradient(
@@ -77,11 +107,12 @@ def pulls(trained, train, level, step_length, seed):
         spread = settings["entropy_weight"] * negative_entropy(label_generator(images, primary))
         for name, gradients in (("pull_meta", meta), ("pull_entropy", torch.autograd.grad(spread, theta2))):
             sums[name] = [g + s for g, s in zip(gradients, sums.get(name, [0.0] * len(theta2)))]
+            squares[name] += norm(gradients) ** 2
         if count == BATCHES:
             break
-    means = {name: [s / count for s in total] for name, total in sums.items()}
-    means["pull_decay"] = [settings["label_weight_decay"] * p.detach() for p in theta2]
-    return {name: math.sqrt(sum(g.double().square().sum().item() for g in mean)) for name, mean in means.items()}
+    found = {name: norm_of_mean(norm(total), squares[name], count) for name, total in sums.items()}
+    found["one_batch_meta"] = math.sqrt(squares["pull_meta"] / count)
+    return found | {"pull_decay": settings["label_weight_decay"] * norm(theta2)}
 
 
 def look_at(run, task, train, level, device):
@@ -92,12 +123,16 @@ def look_at(run, task, train, level, device):
         generated(label_generator, train, level, seed)
         for label_generator, seed in ((first, 0), (trained.label_generator, 0), (trained.label_generator, 1))
     )
-    return {
+    numbers = {
         "entropy_at_start": entropy(at_start),
         "entropy": entropy(now),
         "as_at_start": agreement(at_start, now),
         "both_crops": agreement(now, other_crop),
-    } | pulls(trained, train, level, run.rows[-1]["learning_rate"], seed=2)
+    }
+    rates, iterations = run.column("label_learning_rate"), train.iterations(trained.settings["batch_size"])
+    weight_decay = trained.settings["label_weight_decay"]
+    numbers |= moved(trained.label_generator, first, rates, iterations, weight_decay)
+    return numbers | pulls(trained, train, level, run.rows[-1]["learning_rate"], seed=2)
 
 
 def table(runs, settings, device):
@@ -132,8 +167,10 @@ def markdown(rows, runs):
         f"The label generator as its run left it, beside the weights it started with, on the training images, cropped "
         f"and mirrored as in training; mean ± standard deviation over n runs ({report.alike(runs)}). "
         "Entropy of a label: the mean of each image's own, in nats. Class: the most probable of an image's label. "
-        "Pull: norm of each gradient that the second pass adds up for θ2, before the learning rate; of its mean over "
-        f"{BATCHES} batches of {BATCH_SIZE} at most, with the last epoch's α in θ1⁺.\n\n"
+        "Moved: norm of the difference to the first weights, what weight decay alone makes of these, and the rest. "
+        "Pull: norm of each gradient that the second pass adds up for θ2, before the learning rate, with the last "
+        f"epoch's α in θ1⁺; of the expected one, estimated from all pairs of {BATCHES} batches of {BATCH_SIZE} at "
+        "most, 0 where noise hides it; beside it the root mean square of a single batch's.\n\n"
     ) + report.markdown_table(heading, lines)
 
 

@@ -106,6 +106,22 @@ def test_the_labels_are_the_generators_in_evaluation_mode():
 # --- from runs ------------------------------------------------------------------------------------------
 
 
+def test_the_first_weights_share_what_they_share_before_the_first_epoch():
+    """Of a label generator made as the script makes it, on batch statistics, which are all that it has."""
+    tiny_run(0)
+    assert exits.run_main(figure6.experiment.main, ["--plot", "--out", "r", "--seeds", "0"]) == 0
+    torch.manual_seed(0)
+    trunks = [utils.VGG16(0.02), utils.VGG16(0.02)]
+    utils.initialise(utils.Network(trunks[0], 20, 100), torch.nn.init.xavier_uniform_)
+    generator = utils.initialise(LabelGenerator(trunks[1], [5] * 20), torch.nn.init.xavier_normal_)
+    split = create_dataset.Split(*create_dataset.make_synthetic(train=False))
+    with torch.no_grad():
+        largest = [generator(images, labels[:, 2]).argmax(dim=1) for images, labels in split.test_batches()]
+    expected = figure6.shared_information(torch.cat(largest), split.labels, 2)
+    with open("r/figure6.csv", newline="") as file:
+        assert [float(row["nmi_first"]) for row in csv.DictReader(file)][:-1] == pytest.approx(expected, abs=1e-6)
+
+
 def test_figure_and_table_of_tiny_runs():
     for seed in (0, 1):
         tiny_run(seed)
@@ -115,7 +131,7 @@ def test_figure_and_table_of_tiny_runs():
     with open("r/figure6.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["primary_class"] for row in rows] == [*create_dataset.CLASS_NAMES[2], "mean over classes"]
-    for name in ("nmi_mean", "nmi_random", "nmi_seed1"):
+    for name in ("nmi_mean", "nmi_first", "nmi_random", "nmi_seed1"):
         values = [float(row[name]) for row in rows]
         assert values[-1] == pytest.approx(sum(values[:-1]) / 20) and all(0 <= value < 1 for value in values)
     both = [float(rows[-1][f"nmi_seed{seed}"]) for seed in (0, 1)]
