@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import math
 from typing import NamedTuple
 
 import create_dataset
@@ -105,20 +106,31 @@ def add_options(parser, methods=METHODS, default=FIVE, pairs="all"):
 
 
 def panels(pairs):
-    """A matplotlib Figure with a panel for each pair, and the panels by pair."""
+    """A matplotlib Figure, its panels by pair, and, beside that of a single pair, one to look closer (or None)."""
     from matplotlib.figure import Figure
 
-    columns = min(3, len(pairs))
+    columns = min(3, max(2, len(pairs)))
     lines = -(-len(pairs) // columns)
-    figure = Figure(figsize=(1 + 3.6 * columns, 0.9 + 2.9 * lines), layout="constrained")
+    height = 2.9 if len(pairs) > 1 else 3.6
+    figure = Figure(figsize=(1 + 3.6 * columns, 0.9 + height * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes, pair in zip(grid, pairs):
         primary, auxiliary = pair.split("-")
-        axes.set(title=f"{primary} primary, {auxiliary} auxiliary classes")
-        axes.title.set_fontsize(10)
+        axes.set_title(f"{primary} primary, {auxiliary} auxiliary classes", fontsize=10)
+    if len(pairs) == 1:
+        grid[1].set_title("its second half, larger", fontsize=10)
+        return figure, dict(zip(pairs, grid)), grid[1]
     for axes in grid[len(pairs) :]:
         axes.axis("off")
-    return figure, dict(zip(pairs, grid))
+    return figure, dict(zip(pairs, grid)), None
+
+
+def look_closer(axes):
+    """Show the second half of what is drawn, at a scale of its own."""
+    middle, right = axes.dataLim.intervalx.mean(), axes.dataLim.intervalx[1]
+    heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
+    margin = 0.1 * (max(heights) - min(heights)) or 1.0
+    axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
 
 
 def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
@@ -126,10 +138,11 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
 
     methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
     epochs, empty where unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
+    A single pair has a second panel, with the second half larger.
     """
-    figure, grid = panels(pairs)
+    figure, grid, closer = panels(pairs)
     shown = {}
-    for pair, axes in grid.items():
+    for pair, axes in [*grid.items(), *([(pairs[0], closer)] if closer else [])]:
         for method, (_, label, colour, style, *_) in methods.items():
             curves = list(filter(None, map(curve, runs.get((pair, method), {}).values())))
             if curves:
@@ -139,6 +152,8 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
         axes.set(xlabel=over[0], ylabel=what)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
+    if closer and closer.lines:
+        look_closer(closer)
     ordered = [method.label for method in methods.values() if method.label in shown]
     inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
     columns = int(figure.get_figwidth() / inches)

@@ -460,7 +460,7 @@ def test_the_table_and_the_figure_from_made_up_curves():
 
     settings, _ = appendix_e.experiment.parse(["--plot", "--out", "r", "--seeds", "0", "1"])
     figure, *_ = appendix_e.experiment.report(settings)
-    (axes,) = figure.axes
+    axes, _ = figure.axes
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
     assert set(drawn) == {"MAXL", "Single", "cross-entropy loss", "latent vector"} and len(axes.collections) == 4
     assert drawn["MAXL"] == [pytest.approx([1, 50]), pytest.approx([2, 72])]

@@ -73,6 +73,19 @@ def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
     assert spreads == pytest.approx([np.std([10, 30], ddof=1), np.std([20, 40], ddof=1), 0])
 
 
+def test_a_single_pair_is_shown_once_more_from_the_middle_on_at_a_larger_scale():
+    made_up_run("r", "single-3-seed0", [0.1, 0.2, 0.3, 0.5, 0.4])
+    made_up_run("r", "maxl-3-10-seed0", [0.1, 0.5, 0.6, 0.6, 0.7])
+    settings, _ = figure3.experiment.parse(["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0"])
+    figure, *_ = figure3.make_report(settings)
+    whole, closer = figure.axes
+    assert [line.get_xydata().tolist() for line in whole.lines] == [line.get_xydata().tolist() for line in closer.lines]
+    assert closer.get_xlim() == (3, 5) and closer.get_ylim() == pytest.approx((30 - 4, 70 + 4))
+    settings, _ = figure3.experiment.parse(["--plot", "--out", "r", "--pairs", "3-10", "3-20", "--seeds", "0"])
+    figure, *_ = figure3.make_report(settings)
+    assert len(figure.axes) == 2
+
+
 def test_a_single_run_stands_in_every_panel_of_its_level(monkeypatch):
     made_up_run("r", "single-3-seed0", [0.5, 0.6])
     for pair in ("3-10", "3-20", "3-100"):

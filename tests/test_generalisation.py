@@ -95,7 +95,7 @@ def test_the_figure_has_the_training_accuracy_below_and_no_line_where_a_run_neve
     run_of("maxl-20-100-seed1", train + 5, [34] * 20)
     settings, _ = generalisation.experiment.parse(["--plot", "--out", "r"])
     figure, *_ = generalisation.experiment.report(settings)
-    (axes,) = figure.axes
+    axes, _ = figure.axes
     (line,) = axes.lines
     drawn = {x: y for x, y in line.get_xydata() if not math.isnan(y)}
     assert (min(drawn), max(drawn)) == (25, 39) and list(drawn.values()) == pytest.approx([32] * len(drawn))
