@@ -127,7 +127,10 @@ def panels(pairs):
 
 def look_closer(axes):
     """Show the second half of what is drawn, at a scale of its own."""
-    middle, right = axes.dataLim.intervalx.mean(), axes.dataLim.intervalx[1]
+    left, right = axes.dataLim.intervalx
+    if left == right:
+        return
+    middle = (left + right) / 2
     heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
     margin = 0.1 * (max(heights) - min(heights)) or 1.0
     axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
