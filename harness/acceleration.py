@@ -125,7 +125,7 @@ def in_fp32(device):
     before = tf32_allowed()
     allow_tf32(False, False)
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast("cuda" if device.type == "cuda" else "cpu", enabled=False):
             yield
     finally:
         allow_tf32(*before)

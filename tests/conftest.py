@@ -33,6 +33,8 @@ if os.environ.setdefault("MAXL_TESTS_SEE_GPU", str("-m cuda" in " ".join(sys.arg
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"model_vgg_single": model_vgg_single, "model_vgg_human": model_vgg_human, "model_vgg_maxl": model_vgg_maxl}
 TINY = ["--dataset", "synthetic", "--width", "0.02", "--train-images", "120", "--batch-size", "20", "--epochs", "3"]
