@@ -77,7 +77,7 @@ class Acceleration:
             raise InputError(f"--precision {precision} needs a GPU of compute capability 8.0 or later; use fp32")
         self.device, self.precision, self.cuda_graphs = device, precision, cuda_graphs
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
-        allow_tf32(*2 * [precision != "fp32"])
+        allow_tf32(precision != "fp32", precision != "fp32")
 
     def place(self, network):
         """Move the network to the device, in the memory layout asked for; returns it."""
