@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY
 
 import create_dataset
-from experiments import cifar100, figure3
+from experiments import cifar100, figure3, table1
 from experiments.runner import here, process, ready
 from harness import exits
 
@@ -48,6 +48,14 @@ def test_where_the_data_is_not_to_be_had_no_run_starts(monkeypatch, capsys):
     assert exits.run_main(figure3.experiment.main, [*FEW, "--jobs", "2", "--data-root", "d"]) == 2
     out, error = capsys.readouterr()
     assert error.startswith("error: CIFAR-100 is not in d") and error.count("\n") == 1 and out == ""
+    assert not Path("r").exists()
+
+
+def test_all_datasets_that_are_not_to_be_had_are_named_at_once(capsys):
+    parts = ["--datasets", "imagenet32", "synthetic", "cinic10", "--seeds", "0", "--data-root", "d", "--out", "r"]
+    assert exits.run_main(table1.experiment.main, parts) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: d/ImageNet32 lacks") and second.startswith("d/CINIC-10 is not there")
     assert not Path("r").exists()
 
 

@@ -7,16 +7,23 @@ import torch
 
 import utils
 from experiments.backbones import BACKBONES
+from harness.exits import InputError
 
 
 def get_ready(tasks, jobs):
     """Fetch and check the data once, so that runs side by side do not; warn where the disk is too small.
 
-    Raises InputError where the data is not to be had.
+    Raises InputError where data is not to be had, with a line for each dataset.
     """
+    missing = []
     for data, dataset, root in {(task.data, task.settings.dataset, task.settings.data_root): 0 for task in tasks}:
         if not dataset.startswith("synthetic"):
-            data.read(dataset, root)
+            try:
+                data.read(dataset, root)
+            except InputError as error:
+                missing.append(str(error))
+    if missing:
+        raise InputError("\n".join(missing))
     if not tasks:
         return
     folder = tasks[0].root.absolute()
