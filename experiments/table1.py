@@ -8,7 +8,7 @@
     python -m experiments.table1 --quick                            # four small runs on generated images, in minutes
 
 Options that are not its own go to the scripts as they are: --epochs, --channels-last, --precision, --data-root ...
-MNIST, SVHN and CIFAR-10 are downloaded; the other three have to be there; where they are not, it says where to get them.
+MNIST, SVHN and CIFAR-10 are downloaded; the other three have to be there, or it says where to get them.
 """
 
 import itertools
