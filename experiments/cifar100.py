@@ -37,7 +37,7 @@ METHODS = {
     "uniform": Method("experiments.model_vgg_uniform", "Uniform", "#CC79A7", (0, (1, 1)), 1.0),
     "redrawn": Method("experiments.model_vgg_redrawn", "Redrawn", "#8C510A", (0, (5, 1, 1, 1)), 1.0),
     "untrained": Method("experiments.model_vgg_untrained", "Untrained", "#888888", (0, (3, 1, 1, 1)), 1.3, 2),
-    "maxl0": Method("model_vgg_maxl", "MAXL, λ = 0", "#56B4E9", "-", 4.7, 2, ("--entropy-weight", "0")),
+    "maxl0": Method("model_vgg_maxl", "MAXL, λ = 0", "#56B4E9", (0, (8, 2)), 4.7, 2, ("--entropy-weight", "0")),
 }
 FIVE = ["single", "random", "kmeans", "human", "maxl"]  # of Figure 3
 ORDER = ("maxl", "single", "human")  # these start first
