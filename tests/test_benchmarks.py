@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from test_meta_gradient import ToyGenerator, ToyNetwork, batch, networks
+from test_closed_form import ToyGenerator, ToyNetwork
+from test_meta_gradient import batch, networks
 
 import model_vgg_maxl
 from benchmarks import finite_difference, step_cost

@@ -114,7 +114,6 @@ def test_the_status_says_why_a_run_failed(printed, code, state, outcome, capsys)
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_that_comes_while_a_run_is_started_is_heeded_once_the_run_is_known_of(number, code):
-    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
     known, before = [], signal.getsignal(number)
 
     def start(argv):
@@ -123,8 +122,5 @@ def test_a_signal_that_comes_while_a_run_is_started_is_heeded_once_the_run_is_kn
             known.append("a run")
         known.append("too late")
 
-    try:
-        assert exits.run_main(start) == code
-        assert known == ["a run"] and signal.getsignal(number) == before
-    finally:
-        signal.signal(signal.SIGINT, outside)
+    assert exits.run_main(start) == code
+    assert known == ["a run"] and signal.getsignal(number) == before
