@@ -4,17 +4,15 @@ Three parts, top to bottom: the hierarchy; the two datasets (CIFAR-100, and a sy
 the same labels); a split held on the training device that hands out augmented, scaled batches.
 """
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from torchvision.datasets.utils import check_integrity, download_and_extract_archive
 
+from harness.downloads import fetch, getting, missing_files
 from harness.exits import InputError
 
 # ------------------------------------------------------------------------------------------------
@@ -160,7 +158,8 @@ class CIFAR100(torchvision.datasets.CIFAR100):
         files = [*self.train_list, *self.test_list, (self.meta["filename"], self.meta["md5"])]
         missing = missing_files(root / self.base_folder, dict(files), "CIFAR-100")
         if missing and download:
-            self._fetch(root, missing)
+            archives = {self.filename: (self.url, self.tgz_md5)}
+            fetch(root, archives, [f"{self.base_folder}/{name}" for name in missing])
         elif missing:
             raise InputError(
                 f"{root / self.base_folder} lacks {', '.join(missing)}; "
@@ -168,62 +167,6 @@ class CIFAR100(torchvision.datasets.CIFAR100):
             )
         super().__init__(root, train, transform)
         self.targets = LABELS_OF_FINE_CLASS[torch.tensor(self.targets)]
-
-    def _fetch(self, root, missing):
-        """Put the missing files there from the archive, each in one go: other processes may look or do the same."""
-        archive, folder = root / self.filename, root / self.base_folder
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as temporary:
-            place = root if check_integrity(archive, self.tgz_md5) else temporary
-            download_and_extract_archive(self.url, place, temporary, filename=self.filename, md5=self.tgz_md5)
-            if place == temporary:
-                os.replace(Path(temporary, self.filename), archive)
-            folder.mkdir(exist_ok=True)
-            for name in missing:
-                os.replace(Path(temporary, self.base_folder, name), folder / name)
-
-
-def missing_files(folder, files, title):
-    """Names of the files, {name: MD5}, that `folder` lacks. Raises InputError where one is not the official file."""
-    missing = []
-    for name, md5 in files.items():
-        path = folder / name
-        if not path.exists():
-            missing.append(name)
-        elif not check_integrity(path, md5):
-            raise InputError(
-                f"{path} is not the official {title} file (its MD5 differs, so it was cut short or altered); "
-                "delete it, and it is fetched anew from the archive"
-            )
-    return missing
-
-
-@contextlib.contextmanager
-def getting(title, root, archives, holds):
-    """While torchvision downloads into `root`: a failure becomes an InputError with the ways out.
-
-    archives: {path below root: (URL, MD5)}. holds: what a folder that has the data holds. Folders made in vain go.
-    """
-    folders = {folder: 0 for name in archives for folder in (root / name).parents}  # the innermost first
-    new_folders = [folder for folder in folders if not folder.exists()]
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, EOFError) as error:
-        bad = [name for name, (_, md5) in archives.items() if not check_integrity(root / name, md5)]
-        name = next(iter(bad or archives))
-        archive, (url, _) = root / name, archives[name]
-        state = "is whole, but was not unpacked" if not bad else "is damaged" if archive.exists() else "is not there"
-        for path in new_folders:
-            with contextlib.suppress(OSError):  # stays where something is in it
-                path.rmdir()
-        why = " ".join(str(error).split())  # on one line
-        raise InputError(
-            f"{title} is not in {root}, {archive} {state}, and getting it failed ({why}). "
-            f"Three ways out: put the archive ({url}) there; name the folder that holds "
-            f"{holds} with --data-root; or take generated images: --dataset synthetic, for a figure or table --quick"
-        ) from None
 
 
 def load_cifar100(root):
@@ -233,8 +176,6 @@ def load_cifar100(root):
     where the data is neither there nor to be had.
     """
     root = Path(os.path.expanduser(root))
-    if root.name == CIFAR100.base_folder and (root / "train").exists():
-        raise InputError(f"{root} is the inner folder of the data; name the one it lies in, {root.parent}")
     archives = {CIFAR100.filename: (CIFAR100.url, CIFAR100.tgz_md5)}
     with getting("CIFAR-100", root, archives, f"{CIFAR100.base_folder}/"):
         splits = [CIFAR100(root, train=train, download=True) for train in (True, False)]

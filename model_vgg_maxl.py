@@ -53,6 +53,8 @@ SETTINGS = {
 
 def hierarchy_mask(psi):
     """The binary masks B(y, ψ) of section 3.3: bool (len(psi), sum(psi)), row y true on the classes of primary y."""
+    if min(psi) < 1:
+        raise ValueError(f"psi {psi} must hold numbers from 1 on; a primary class that is not to be split has 1")
     primary_of_auxiliary = torch.repeat_interleave(torch.arange(len(psi)), torch.tensor(psi))
     return primary_of_auxiliary == torch.arange(len(psi))[:, None]
 
@@ -60,8 +62,7 @@ def hierarchy_mask(psi):
 def mask_softmax(logits, mask):
     """Mask SoftMax (eq. 6): a SoftMax over the classes where `mask` is true, exactly zero elsewhere.
 
-    logits: (B, K), worked in fp32 at least; mask: bool (B, K). The printed formula multiplies the logits by the mask,
-    which leaves exp(0) on the other classes; the text means what is done here.
+    logits: (B, K), worked in fp32 at least; mask: bool (B, K). As printed, eq. 6 leaves exp(0) on the other classes.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.masked_fill(~mask, -math.inf).softmax(dim=1, dtype=dtype)
@@ -122,7 +123,7 @@ def meta_gradient(
     theta2 = [p for p in label_generator.parameters() if p.requires_grad]
     labels = label_generator(images, primary)  # the only place where θ2 enters
 
-    # θ1⁺ (eq. 4), as a function of the labels only where the graph is to be differentiated again
+    # θ1⁺ (eq. 4); a double backward needs the graph from the labels to it
     second_order = method == "double-backward"
     draws = random_state(images.device)
     with contextlib.nullcontext() if second_order else RememberedLayers() as layers:
@@ -196,10 +197,10 @@ def drawing_again(state, device):
 
 
 class RememberedLayers(TorchFunctionMode):
-    """Remembers the outputs of the convolutions and linear layers at θ1, and spares the pass along v to redo them.
+    """Keeps the outputs of convolutions and linear layers at θ1, so that the pass along v need not compute them again.
 
     They are bilinear, D_v (x ∗ w) = Dx ∗ w + x ∗ v; x ∗ w is for the layers after them. So the pass costs two forwards,
-    not three. Any network will do whose forward does the same twice; gradients it stops by detach(), not no_grad().
+    not three, of any network whose forward does the same twice, and stops gradients by detach(), not no_grad().
     """
 
     def __init__(self):
@@ -277,9 +278,8 @@ def train_epoch(
     label_generator.train()
     used = torch.zeros_like(label_generator.mask[0])
     for iteration, (images, targets) in enumerate(batches):
-        cosine = cosine_every > 0 and iteration % cosine_every == 0
         parts = network, label_generator, optimizer, images, targets[:, primary_level]
-        metrics, auxiliary = step(*parts, gamma=gamma, cosine=cosine)
+        metrics, auxiliary = step(*parts, gamma=gamma, cosine=cosine_every > 0 and iteration % cosine_every == 0)
         used.index_fill_(0, auxiliary, True)
         meter.add(metrics)
     return meter.averages() | {"train_auxiliary_classes_used": used.double().mean().item()}

@@ -101,9 +101,12 @@ def focal_losses(logits, gamma=2.0):
 def focal_loss(logits, labels, gamma=2.0):
     """Focal loss (eq. 1), summed over the classes, mean over the batch: a 0-d tensor.
 
-    logits: (B, K). labels: int64 (B,) class ids, or float (B, K) soft labels, as in F.cross_entropy.
+    logits: (B, K). labels: int64 (B,) class ids, or float (B, K) soft labels, as in F.cross_entropy. Raises ValueError
+    for labels of another shape, (B, 1) say, which broadcasting would let through.
     """
     losses = focal_losses(logits, gamma)
+    if labels.shape not in (losses.shape[:1], losses.shape):
+        raise ValueError(f"labels of shape {tuple(labels.shape)} for logits {tuple(logits.shape)}; give (B,) or (B, K)")
     if labels.dim() == 1:
         return losses.gather(1, labels[:, None]).mean()
     return (labels * losses).sum(dim=1).mean()

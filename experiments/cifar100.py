@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import create_dataset
-from experiments.runner.report import check_alike, draw_band, run_of
+from experiments.runner.report import SAME, check_alike, draw_band, run_of
 from experiments.runner.task import Task
 from harness.exits import InputError
 
@@ -71,13 +71,16 @@ def task(method, pair, seed, root, options=()):
         psi = create_dataset.balanced_psi(*map(int, pair.split("-")), seed=seed)
         own += ["--psi", ",".join(map(str, psi))]
     own += [*METHODS[method].options, "--seed", str(seed)]
-    script, *_, cost, networks, _ = METHODS[method]
-    options = tuple(compared(method, options))
-    return Task(run_name(method, pair, seed), method, script, tuple(own), root, options, cost, networks)
+    chosen, options = METHODS[method], tuple(compared(method, options))
+    name = run_name(method, pair, seed)
+    return Task(name, method, chosen.script, tuple(own), root, options, chosen.cost, chosen.networks)
 
 
 def plan(settings, options=()):
-    """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case."""
+    """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case.
+
+    Raises InputError where the scripts have other settings from each other with which runs cannot stand in one figure.
+    """
     methods = sorted(settings.methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
     tasks = [
         task(method, pair, seed, settings.out, options)
@@ -86,6 +89,12 @@ def plan(settings, options=()):
         for method in methods
         if method != "human" or PAIRS[pair][1] is not None
     ]
+    given = {option.split("=")[0].removeprefix("--").replace("-", "_") for option in options}
+    for name in SAME:
+        values = {repr(task.script_module.SETTINGS.get(name)): task.method for task in tasks if name not in given}
+        if len(values) > 1:
+            differ = ", ".join(f"{method}'s is {value}" for value, method in values.items())
+            raise InputError(f"{name} is to be the same for all methods, but {differ}; set it alike in each script")
     return list(dict.fromkeys(tasks))
 
 
@@ -146,10 +155,10 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
     figure, grid, closer = panels(pairs)
     shown = {}
     for pair, axes in [*grid.items(), *([(pairs[0], closer)] if closer else [])]:
-        for method, (_, label, colour, style, *_) in methods.items():
-            curves = list(filter(None, map(curve, runs.get((pair, method), {}).values())))
+        for name, method in methods.items():
+            curves = list(filter(None, map(curve, runs.get((pair, name), {}).values())))
             if curves:
-                shown[label] = draw_band(axes, curves, label, colour, style, over[1])
+                shown[method.label] = draw_band(axes, curves, method.label, method.colour, method.style, over[1])
         if not axes.lines:
             axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
         axes.set(xlabel=over[0], ylabel=what)

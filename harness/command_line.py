@@ -82,6 +82,9 @@ def parse_settings(parser, defaults, argv=None):
             value = getattr(settings, option)
             raise InputError(f"--{option.replace('_', '-')} {value} is out of range; give {expected}")
 
+    for action in parser._actions:  # argparse takes a script's own default as it stands
+        if action.choices and (value := getattr(settings, action.dest)) is not None:
+            require(value in action.choices, action.dest, f"one of {', '.join(action.choices)}")
     if "primary_level" in settings:
         require(settings.primary_level in range(4), "primary_level", "0, 1, 2 or 3 (3, 10, 20 or 100 classes)")
     require(settings.epochs >= 1, "epochs", "1 or more")
@@ -122,10 +125,10 @@ def parse_psi(text):
 
 def check_psi(psi, classes, whose):
     """Raise InputError unless ψ has one whole number, 1 to 1000, for each of the `classes` of what has them."""
-    if not isinstance(psi, (list, tuple)) or not all(type(size) is int and 1 <= size <= 1000 for size in psi):
-        raise InputError(f"psi {psi} must hold whole numbers from 1 to 1000: each primary class's auxiliary classes")
+    if not isinstance(psi, list) or not all(type(size) is int and 1 <= size <= 1000 for size in psi):
+        raise InputError(f"psi {psi} must be a list of ints from 1 to 1000: each primary class's auxiliary classes")
     if len(psi) != classes:
         raise InputError(
             f"psi has {len(psi)} numbers, but {whose} has {classes} classes; "
-            f"give one number for each, for example --psi 5*{classes}"
+            f"give one number for each, for example --psi '5*{classes}'"
         )

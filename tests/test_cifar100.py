@@ -14,6 +14,7 @@ from table2 import NAMES, PATHS
 
 import create_dataset
 from create_dataset import CIFAR100, load_cifar100
+from harness import downloads
 from harness.exits import InputError
 
 FOLDER = "cifar-100-python"
@@ -65,8 +66,7 @@ def no_download(monkeypatch):
     def fail(*args, **kwargs):
         pytest.fail("a download was tried")
 
-    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
-    monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", fail)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", fail)
 
 
 def test_class_names_are_those_of_the_official_meta_file(official):
@@ -197,7 +197,7 @@ def test_missing_data_is_fetched_as_the_official_archive_while_others_do_so_too(
             load_cifar100(root)
         copy_data(data_root, Path(extract_root))
 
-    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fake_download)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", fake_download)
     (images, _), (test_images, test_labels) = load_cifar100(root)
     archive, md5 = "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"
     assert calls == [(f"https://www.cs.toronto.edu/~kriz/{archive}", archive, md5)] * (1 + others)
@@ -211,7 +211,7 @@ def test_a_failed_download_names_the_three_ways_out_and_leaves_no_folder(tmp_pat
         Path(download_root, "half of the archive").write_text("half")
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", fail)
     root = tmp_path / "new" / "data"
     with pytest.raises(InputError) as error:
         load_cifar100(root)
@@ -226,7 +226,7 @@ def test_a_failed_download_leaves_a_folder_that_was_there(tmp_path, monkeypatch)
     def fail(*args, **kwargs):
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(create_dataset, "download_and_extract_archive", fail)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", fail)
     with pytest.raises(InputError):
         load_cifar100(tmp_path)
     assert tmp_path.is_dir()

@@ -36,6 +36,12 @@ def test_focal_loss_without_focus_is_cross_entropy():
     assert torch.allclose(utils.focal_loss(logits, labels, gamma=0.0), F.cross_entropy(logits, labels))
 
 
+@pytest.mark.parametrize("shape", [(8, 1), (5,), (1,), (8, 4), (8, 5, 1), ()])
+def test_labels_of_a_shape_that_would_broadcast_are_refused(shape):
+    with pytest.raises(ValueError, match=r"for logits \(8, 5\); give \(B,\) or \(B, K\)"):
+        utils.focal_loss(torch.randn(8, 5), torch.zeros(shape, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0])
 @pytest.mark.parametrize("wrong, right", [(0.0, 200.0), (0.0, 18.0), (200.0, 0.0), (1e4, -1e4)])
 def test_focal_loss_and_its_derivatives_stay_finite_where_a_softmax_is_0_or_1(wrong, right, gamma):
@@ -57,6 +63,12 @@ def test_hierarchy_mask_is_the_papers_example():
         [0, 1, 1, 1, 0, 0],
         [0, 0, 0, 0, 1, 1],
     ]
+
+
+def test_a_primary_class_without_an_auxiliary_class_is_refused():
+    """Its label would have no class to be on, and its SoftMax be NaN."""
+    with pytest.raises(ValueError, match=r"psi \[0, 3\] must hold numbers from 1 on"):
+        model_vgg_maxl.LabelGenerator(VGG16(width=0.02), [0, 3])
 
 
 def test_mask_softmax_is_a_softmax_over_the_classes_of_the_primary_alone():

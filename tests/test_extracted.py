@@ -263,7 +263,8 @@ def test_without_av_one_sentence_says_so(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "changed, said",
     [
-        ({}, "frames of 1 training and 3 test videos; expected 9537 and 3783: make it anew"),
+        ({}, "has 3 frames with 3 labels of 1 training videos, and 3 test videos; expected as many labels as frames"),
+        ({"train_labels": np.zeros(2, np.int64)}, "has 3 frames with 2 labels"),
         ({"test_labels": np.array(["a"] * 3)}, "test_labels are <U1 (3,); expected whole numbers in 1 dimensions"),
         ({"train_images": np.uint8(0)}, "train_images are uint8 (); expected whole numbers in 4 dimensions"),
     ],

@@ -9,6 +9,7 @@ from conftest import TINY, run_script
 from running import FEW, plan
 
 import create_dataset
+import model_vgg_maxl
 from experiments import appendix_e, cifar100, figure3
 from experiments.runner import progress
 from harness import exits
@@ -88,6 +89,15 @@ def test_a_folder_of_another_experiment_is_named_before_anything_starts(capsys, 
     lines = capsys.readouterr().out.splitlines()
     assert "single-3-seed0           done       epoch 3 of 3" in lines
     assert lines[-1].startswith("1 done, 4 not begun; about ")
+
+
+def test_a_rate_edited_in_one_script_alone_is_named_before_anything_starts(monkeypatch, capsys):
+    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "learning_rate", 0.02)
+    assert exits.run_main(figure3.experiment.main, ["--out", "r"]) == 2
+    out, error = capsys.readouterr()
+    assert "learning_rate is to be the same" in error and "0.02" in error and "0.01" in error and out == ""
+    assert error.count("\n") == 1 and not Path("r").exists()
+    assert exits.run_main(figure3.experiment.main, ["--out", "r", "--methods", "maxl", "--dry-run"]) != 2
 
 
 def test_dry_run_shows_commands_and_an_estimate(capsys, spared):

@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import http.client
 import os
 import pickle
+import shutil
 import struct
 from pathlib import Path
 from urllib.error import URLError
@@ -13,8 +15,10 @@ import pytest
 import torch
 import torchvision
 from conftest import Evil, assert_one_sentence
+from torchvision.datasets.utils import check_integrity, extract_archive
 
 from experiments.datasets import published, registry
+from harness import downloads
 from harness.exits import InputError
 
 RNG = np.random.default_rng(0)
@@ -29,9 +33,29 @@ def no_network(monkeypatch):
     def fail(*args, **kwargs):
         raise URLError("no network in tests")
 
-    for module in (torchvision.datasets.mnist, torchvision.datasets.cifar):
-        monkeypatch.setattr(module, "download_and_extract_archive", fail)
-    monkeypatch.setattr(torchvision.datasets.svhn, "download_url", fail)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", fail)
+    monkeypatch.setattr(downloads, "download_url", fail)
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path_factory):
+    """A folder that holds what can be fetched, by its name; a file that is not whole is cut off on the way."""
+    folder = tmp_path_factory.mktemp("server")
+
+    def download_url(url, root, filename, md5):
+        place = Path(root, filename)
+        if not check_integrity(place, md5):
+            shutil.copy(folder / filename, place)
+        if not check_integrity(place, md5):
+            raise http.client.IncompleteRead(b"")
+
+    def download_and_extract_archive(url, download_root, extract_root, filename, md5):
+        download_url(url, download_root, filename, md5)
+        extract_archive(Path(download_root, filename), extract_root)
+
+    monkeypatch.setattr(downloads, "download_url", download_url)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", download_and_extract_archive)
+    return folder
 
 
 # --- MNIST ----------------------------------------------------------------------------------------------
@@ -81,6 +105,27 @@ def test_mnist_that_cannot_be_had_names_the_ways_out():
         "Three ways out", "--data-root", "--dataset synthetic",
     )  # fmt: skip
     assert not Path("dataset").exists()
+
+
+def test_mnist_is_fetched_and_unpacked(mnist, server, monkeypatch):
+    raw, resources = Path("dataset/MNIST/raw"), []
+    for name in mnist:
+        archive = server / f"{name}.gz"
+        archive.write_bytes(gzip.compress((raw / name).read_bytes()))
+        (raw / name).unlink()
+        resources.append((archive.name, md5(archive)))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "resources", resources)
+    (images, _), (test_images, _) = registry.read("mnist", "dataset")
+    assert np.array_equal(images[:, 2:30, 2:30, 0], mnist["train-images-idx3-ubyte"]) and len(test_images) == 20
+    assert sorted(os.listdir("dataset")) == ["MNIST"]
+    assert sorted(os.listdir(raw)) == sorted([*mnist, *(name for name, _ in resources)])
+
+
+@pytest.mark.parametrize("inner", ["MNIST", "MNIST/raw"])
+def test_an_inner_folder_is_refused_with_the_right_one_named(mnist, inner):
+    with pytest.raises(InputError) as error:
+        registry.read("mnist", f"dataset/{inner}")
+    assert_one_sentence(error, f"dataset/{inner} is the inner folder of the data; name the one it lies in, dataset")
 
 
 def test_a_whole_archive_of_mnist_is_not_called_missing(monkeypatch):
@@ -149,6 +194,20 @@ def test_a_damaged_svhn_file_is_named(svhn):
     assert_one_sentence(error, str(path), "not the official SVHN file")
 
 
+def test_a_fetch_of_svhn_that_was_cut_off_leaves_nothing_in_the_way_of_the_next(svhn, server):
+    folder, name = Path("dataset/SVHN"), "test_32x32.mat"
+    whole = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (server / name).write_bytes(whole[:-1])
+    with pytest.raises(InputError) as error:
+        registry.read("svhn", "dataset")
+    assert_one_sentence(error, f"{name} is not there", "IncompleteRead", "Three ways out")
+    assert os.listdir(folder) == ["train_32x32.mat"] and os.listdir("dataset") == ["SVHN"]
+    (server / name).write_bytes(whole)
+    _, (images, _) = registry.read("svhn", "dataset")
+    assert np.array_equal(images, svhn["test"][0])
+
+
 def test_svhn_that_cannot_be_had_names_the_ways_out():
     pytest.importorskip("scipy")
     with pytest.raises(InputError) as error:
@@ -194,6 +253,16 @@ def test_cifar10_has_its_images_and_labels_in_order(cifar10):
             assert np.array_equal(images[index, :, :, channel], plane)
         assert labels[index] == theirs[index % 20]
     assert test_labels.tolist() == cifar10["test_batch"][1]
+
+
+@pytest.mark.parametrize("name", ["batches.meta", "data_batch_2"])
+def test_a_missing_file_of_cifar10_comes_from_its_archive(cifar10, server, monkeypatch, name):
+    official, path = torchvision.datasets.CIFAR10, Path("dataset/cifar-10-batches-py", name)
+    shutil.make_archive("dataset/cifar-10-python", "gztar", "dataset", "cifar-10-batches-py")
+    monkeypatch.setattr(official, "tgz_md5", md5("dataset/cifar-10-python.tar.gz"))
+    path.unlink()
+    registry.read("cifar10", "dataset")
+    assert path.is_file()
 
 
 def test_cifar10_that_cannot_be_had_names_the_ways_out():

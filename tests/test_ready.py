@@ -11,7 +11,7 @@ from conftest import TINY
 import create_dataset
 from experiments import cifar100, figure3, table1
 from experiments.runner import here, process, ready
-from harness import exits
+from harness import downloads, exits
 
 FEW = ["--pairs", "3-10", "--seeds", "0", "--methods", "single", "human", "--out", "r"]
 
@@ -44,7 +44,7 @@ def test_where_the_data_is_not_to_be_had_no_run_starts(monkeypatch, capsys):
     def no_network(*arguments, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(create_dataset, "download_and_extract_archive", no_network)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", no_network)
     assert exits.run_main(figure3.experiment.main, [*FEW, "--jobs", "2", "--data-root", "d"]) == 2
     out, error = capsys.readouterr()
     assert error.startswith("error: CIFAR-100 is not in d") and error.count("\n") == 1 and out == ""
@@ -54,8 +54,9 @@ def test_where_the_data_is_not_to_be_had_no_run_starts(monkeypatch, capsys):
 def test_all_datasets_that_are_not_to_be_had_are_named_at_once(capsys):
     parts = ["--datasets", "imagenet32", "synthetic", "cinic10", "--seeds", "0", "--data-root", "d", "--out", "r"]
     assert exits.run_main(table1.experiment.main, parts) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    first, second, third = capsys.readouterr().err.splitlines()
     assert first.startswith("error: d/ImageNet32 lacks") and second.startswith("d/CINIC-10 is not there")
+    assert third == "What is there can be run without the rest: --datasets synthetic"
     assert not Path("r").exists()
 
 

@@ -9,6 +9,7 @@ import torch
 from conftest import SCRIPTS, TINY, curves, run_script, script_process
 
 import create_dataset
+from harness import downloads
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,7 @@ def test_psi_edited_to_what_is_none_is_one_sentence(psi, monkeypatch, capsys):
     if psi == "5*3":  # as on the command line
         assert code == 0 and json.loads(Path("r/settings.json").read_text())["psi"] == [5, 5, 5]
     else:
-        assert code == 2 and "must hold whole numbers from 1 to 1000" in capsys.readouterr().err
+        assert code == 2 and "must be a list of ints from 1 to 1000" in capsys.readouterr().err
 
 
 def test_the_papers_settings_are_the_defaults():
@@ -138,11 +139,11 @@ def test_help_explains_every_option_with_its_default(name, capsys):
 BAD_INPUT = [
     ("model_vgg_maxl", ["--psi", "5,5"], "psi has 2 numbers, but primary level 2 has 20 classes"),
     ("model_vgg_maxl", ["--primary-level", 0], "psi has 20 numbers, but primary level 0 has 3 classes"),
-    ("model_vgg_maxl", ["--psi", "5*19,0"], "must hold whole numbers from 1 to 1000"),
+    ("model_vgg_maxl", ["--psi", "5*19,0"], "must be a list of ints from 1 to 1000"),
     ("model_vgg_maxl", ["--psi", "-5*20"], "argument --psi: expected one argument"),
-    ("model_vgg_maxl", ["--psi=5*19,-1"], "must hold whole numbers from 1 to 1000"),
+    ("model_vgg_maxl", ["--psi=5*19,-1"], "must be a list of ints from 1 to 1000"),
     ("model_vgg_maxl", ["--psi", "5*19,1000000000"], "not a list of whole numbers"),
-    ("model_vgg_maxl", ["--psi", "5*19,100000000"], "must hold whole numbers from 1 to 1000"),
+    ("model_vgg_maxl", ["--psi", "5*19,100000000"], "must be a list of ints from 1 to 1000"),
     ("model_vgg_maxl", ["--psi", "5_0*20"], "not a list of whole numbers"),
     ("model_vgg_maxl", ["--psi", "5*"], "not a list of whole numbers"),
     ("model_vgg_single", ["--out", ""], "--out  is out of range"),
@@ -194,11 +195,19 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(name, arguments, said,
     assert [p.name for p in Path(".").iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("psi", [[5] * 19 + [True], [5] * 19 + [2.0], [5] * 19 + ["5"]])
+@pytest.mark.parametrize("psi", [[5] * 19 + [True], [5] * 19 + [2.0], [5] * 19 + ["5"], (5,) * 20])
 def test_psi_edited_to_something_else_than_whole_numbers_is_refused(psi, monkeypatch, capsys):
     monkeypatch.setitem(SCRIPTS["model_vgg_maxl"].SETTINGS, "psi", psi)
     assert run_script("model_vgg_maxl", *TINY) == 2
-    assert "must hold whole numbers from 1 to 1000" in capsys.readouterr().err
+    assert "must be a list of ints from 1 to 1000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name, value", [("meta_gradient", "double_backward"), ("dataset", "cifar10")])
+def test_a_setting_edited_to_what_its_option_does_not_take_is_refused(name, value, monkeypatch, capsys):
+    monkeypatch.setitem(SCRIPTS["model_vgg_maxl"].SETTINGS, name, value)
+    assert run_script("model_vgg_maxl", "--epochs", "1") == 2
+    out, error = capsys.readouterr()
+    assert f"{value} is out of range; give one of " in error and error.count("\n") == 1 and out == ""
 
 
 @pytest.mark.parametrize("option", [["--precision", "tf32"], ["--cuda-graphs"]])
@@ -220,7 +229,7 @@ def test_no_data_and_no_network_names_the_three_ways_out(monkeypatch, capsys):
     def no_network(*arguments, **options):
         raise OSError("no network")
 
-    monkeypatch.setattr(create_dataset, "download_and_extract_archive", no_network)
+    monkeypatch.setattr(downloads, "download_and_extract_archive", no_network)
     assert run_script("model_vgg_single", "--epochs", 1) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: CIFAR-100 is not in dataset") and error.count("\n") == 1

@@ -132,7 +132,7 @@ def test_a_run_annealed_to_zero_is_not_made_longer(capsys):
         ("model_single", ["--learning-rate", "0"], "--learning-rate 0.0 is out of range"),
         ("model_single", ["--primary-level", "1"], "--primary-level"),
         ("model_maxl", ["--psi", "2,3"], "psi has 2 numbers, but synthetic-grey has 10 classes"),
-        ("model_maxl", ["--psi", "0"], "must hold whole numbers from 1 to 1000"),
+        ("model_maxl", ["--psi", "0"], "must be a list of ints from 1 to 1000"),
         ("model_maxl", ["--entropy-weight", "-1"], "--entropy-weight -1.0 is out of range"),
     ],
 )
@@ -268,10 +268,16 @@ def test_the_chart_shows_gains_with_their_spread_beside_the_papers():
     for seed, (single, maxl) in enumerate([(0.90, 0.92), (0.91, 0.915)]):
         made_up_run(f"single-mnist-seed{seed}", single)
         made_up_run(f"maxl-mnist-psi3-seed{seed}", maxl)
+    made_up_run("maxl-mnist-psi2-seed0", 0.91)
     settings, _ = table1.experiment.parse(["--plot", "--out", "r", "--datasets", "mnist", "ucf101", "--psi", "2", "3"])
-    figure, *_ = table1.make_report(settings)
+    figure, _, text = table1.make_report(settings)
     mnist, ucf101 = figure.axes
-    (bars,) = mnist.containers  # of the one method that was run
+    alone, bars = mnist.containers
+    assert alone.lines[0].get_ydata() == pytest.approx([1.0]) and alone.lines[2] == ()  # one seed has no spread,
+    assert alone.lines[0].get_markerfacecolor() == "none" != bars.lines[0].get_markerfacecolor()  # and looks like it
+    labels = [label.get_text() for label in figure.legends[0].get_texts()]
+    assert labels == ["MAXL, ours, one seed", "MAXL, paper", "MAXL, ours"]
+    assert "UCF-101: not run; the paper itself has 54.70 in bold" in text
     assert bars.lines[0].get_ydata() == pytest.approx([1.25])
     (segment,) = bars.lines[2][0].get_segments()
     assert segment[:, 1] == pytest.approx([1.25 - 0.75 * 2**0.5, 1.25 + 0.75 * 2**0.5])  # two values, 1.5 apart
@@ -347,6 +353,13 @@ def test_the_spread_of_digits_over_generated_classes_is_that_of_known_labels():
     first, second = figure6_mnist.spread(labels, torch.tensor([0, 0, 0, 1, 1]), 2)
     assert first == {"used": 2, "largest_share": pytest.approx(2 / 3), "surest": pytest.approx(2.2 / 3)}
     assert second == {"used": 1, "largest_share": 1.0, "surest": pytest.approx(0.9)}
+
+
+def test_figure6_draws_the_classes_that_a_dataset_has(monkeypatch):
+    monkeypatch.setitem(registry.DATASETS, "seven", registry.DATASETS["synthetic-grey"]._replace(classes=7))
+    for dataset, shown in ("mnist", 10), ("seven", 7), ("ucf101", 10):
+        settings, _ = figure6_mnist.experiment.parse(["--datasets", dataset])
+        assert figure6_mnist.chosen_classes(settings) == list(range(shown))
 
 
 @pytest.mark.parametrize("what", ["--dry-run", "--plot"])

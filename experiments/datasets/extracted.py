@@ -158,8 +158,9 @@ def read_ucf101(root):
     images, labels, videos, test_images, test_labels = arrays
     if len(images) != len(labels) or len(np.unique(videos)) != UCF101_TRAIN or len(test_images) != UCF101_TEST:
         raise InputError(
-            f"{path} has frames of {len(np.unique(videos))} training and {len(test_images)} test videos; expected "
-            f"{UCF101_TRAIN} and {UCF101_TEST}: make it anew with python -m experiments.datasets.extract_ucf101"
+            f"{path} has {len(images)} frames with {len(labels)} labels of {len(np.unique(videos))} training videos, "
+            f"and {len(test_images)} test videos; expected as many labels as frames, of {UCF101_TRAIN} and "
+            f"{UCF101_TEST} videos: make it anew with python -m experiments.datasets.extract_ucf101"
         )
     labels, test_labels = (torch.from_numpy(array.astype(np.int64)) for array in (labels, test_labels))
     return (images, labels), (test_images, test_labels)

@@ -11,6 +11,7 @@ import torch
 from torchvision import datasets
 
 import create_dataset
+from harness.downloads import fetch, getting, missing_files
 from harness.exits import InputError
 
 MNIST_FILES = {  # of torchvision's folder MNIST/raw, with their MD5
@@ -30,11 +31,13 @@ class MNIST(datasets.MNIST):
 
 def read_mnist(root):
     """The 28x28 digits in a border of 2 black pixels, one channel."""
-    create_dataset.missing_files(root / "MNIST/raw", MNIST_FILES, "MNIST")
+    missing = missing_files(root / "MNIST/raw", MNIST_FILES, "MNIST")
     mirror = next(url for url in MNIST.mirrors if url.startswith("https"))
     archives = {f"MNIST/raw/{name}": (mirror + name, md5) for name, md5 in MNIST.resources}
-    with create_dataset.getting("MNIST", root, archives, "MNIST/raw/"):
-        splits = [MNIST(root, train=train, download=True) for train in (True, False)]
+    with getting("MNIST", root, archives, "MNIST/raw/"):
+        if missing:
+            fetch(root, archives, [f"MNIST/raw/{name}" for name in missing])
+        splits = [MNIST(root, train=train) for train in (True, False)]
     return [(np.pad(split.data.numpy(), ((0, 0), (2, 2), (2, 2)))[..., None], split.targets) for split in splits]
 
 
@@ -43,10 +46,13 @@ def read_svhn(root):
     if importlib.util.find_spec("scipy") is None:
         raise InputError("SVHN's .mat files need the package scipy: pip install scipy")
     sources = [datasets.SVHN.split_list[name] for name in ("train", "test")]
-    missing = create_dataset.missing_files(root / "SVHN", {name: md5 for _, name, md5 in sources}, "SVHN")
+    missing = missing_files(root / "SVHN", {name: md5 for _, name, md5 in sources}, "SVHN")
     archives = {f"SVHN/{name}": (url, md5) for url, name, md5 in sources}
-    with create_dataset.getting("SVHN", root, archives, "SVHN/"):
-        splits = [datasets.SVHN(root / "SVHN", name, download=bool(missing)) for name in ("train", "test")]
+    with getting("SVHN", root, archives, "SVHN/"):
+        if missing:
+            missing = [f"SVHN/{name}" for name in missing]
+            fetch(root, {name: archives[name] for name in missing}, missing)
+        splits = [datasets.SVHN(root / "SVHN", name) for name in ("train", "test")]
     return [(split.data.transpose(0, 2, 3, 1).copy(), torch.from_numpy(split.labels)) for split in splits]
 
 
@@ -54,10 +60,12 @@ def read_cifar10(root):
     """CIFAR-10; its files' MD5 are checked before anything is unpickled."""
     official = datasets.CIFAR10
     files = [*official.train_list, *official.test_list, (official.meta["filename"], official.meta["md5"])]
-    create_dataset.missing_files(root / official.base_folder, dict(files), "CIFAR-10")
+    missing = missing_files(root / official.base_folder, dict(files), "CIFAR-10")
     archives = {official.filename: (official.url, official.tgz_md5)}
-    with create_dataset.getting("CIFAR-10", root, archives, f"{official.base_folder}/"):
-        splits = [official(root, train=train, download=True) for train in (True, False)]
+    with getting("CIFAR-10", root, archives, f"{official.base_folder}/"):
+        if missing:
+            fetch(root, archives, [f"{official.base_folder}/{name}" for name in missing])
+        splits = [official(root, train=train) for train in (True, False)]
     return [(split.data, torch.tensor(split.targets)) for split in splits]
 
 

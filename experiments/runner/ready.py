@@ -13,15 +13,19 @@ from harness.exits import InputError
 def get_ready(tasks, jobs):
     """Fetch and check the data once, so that runs side by side do not; warn where the disk is too small.
 
-    Raises InputError where data is not to be had, with a line for each dataset.
+    Raises InputError where data is not to be had, with a line for each dataset, and one on what is there.
     """
-    missing = []
+    missing, found = [], []
     for data, dataset, root in {(task.data, task.settings.dataset, task.settings.data_root): 0 for task in tasks}:
         if not dataset.startswith("synthetic"):
             try:
                 data.read(dataset, root)
             except InputError as error:
                 missing.append(str(error))
+                continue
+        found.append(dataset)
+    if missing and found:
+        missing.append(f"What is there can be run without the rest: --datasets {' '.join(found)}")
     if missing:
         raise InputError("\n".join(missing))
     if not tasks:
