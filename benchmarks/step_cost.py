@@ -30,7 +30,7 @@ import model_vgg_single
 import utils
 from benchmarks import finite_difference
 from benchmarks.table import chart, markdown
-from experiments.backbones import BACKBONES
+from experiments.methods.backbones import BACKBONES
 from harness.acceleration import PRECISIONS, Acceleration, CapturedStep, add_acceleration, in_fp32, select_device
 from harness.command_line import Parser, add_psi
 from harness.exits import InputError, run_main

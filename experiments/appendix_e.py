@@ -7,7 +7,7 @@
     python -m experiments.appendix_e --plot --out DIR                 # from runs that are there
     python -m experiments.appendix_e --quick                          # small runs on generated images
 
-The variations are experiments.model_vgg_maxl_variants' and differ from MAXL in one thing each; MAXL and Single are
+The variations are experiments.methods.variations' and differ from MAXL in one thing each; MAXL and Single are
 Figure 3's runs. Not here: semantic segmentation, and other designs of the label-generation network, which the paper
 does not name.
 """
@@ -17,12 +17,13 @@ import itertools
 import sys
 
 import model_vgg_maxl
-from experiments import cifar100
-from experiments.cifar100 import METHODS, Method
+from experiments import pairs as cifar100
+from experiments.pairs import METHODS, Method
 from experiments.runner import report
+from experiments.runner.drawing import draw_curves
 from experiments.runner.main import Experiment
 
-SCRIPT = "experiments.model_vgg_maxl_variants"
+SCRIPT = "experiments.methods.variations"
 VARIATIONS = {  # latent and validation have the dearer gradient; the colours are Tol's, none of a method of Figure 3
     "cross-entropy": Method(SCRIPT, "cross-entropy loss", "#332288", "-.", 4.7),
     "no-mask": Method(SCRIPT, "no Mask SoftMax", "#117733", ":", 4.7),
@@ -105,7 +106,7 @@ def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = read_runs(settings.out, settings.pairs, settings.seeds)
     rows = table(runs, settings.pairs, settings.seeds)
-    figure = cifar100.draw_curves(runs, settings.pairs, SHOWN, "test accuracy (%)", lambda run: run.accuracy)
+    figure = draw_curves(runs, settings.pairs, SHOWN, "test accuracy (%)", lambda run: run.accuracy)
     return figure, rows, markdown(rows, runs)
 
 

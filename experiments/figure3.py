@@ -17,9 +17,10 @@ others. --max-minutes limits each run. Single has no auxiliary task, so it runs 
 import statistics
 import sys
 
-from experiments import cifar100
-from experiments.cifar100 import METHODS
+from experiments import pairs as cifar100
+from experiments.pairs import METHODS
 from experiments.runner import report
+from experiments.runner.drawing import draw_curves
 from experiments.runner.main import Experiment
 
 
@@ -73,7 +74,7 @@ def make_report(settings):
     methods = [method for method in METHODS if method in cifar100.FIVE or method in there]
     rows = table(runs, settings.pairs, methods, settings.seeds)
     shown = {method: METHODS[method] for method in methods}
-    figure = cifar100.draw_curves(runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy)
+    figure = draw_curves(runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy)
     return figure, rows, markdown(rows, runs)
 
 

@@ -12,9 +12,10 @@ Options that are not its own go to the scripts, as with Figure 3. python -m expe
 
 import sys
 
-from experiments import cifar100
-from experiments.cifar100 import METHODS
+from experiments import pairs as cifar100
+from experiments.pairs import METHODS
 from experiments.runner import report
+from experiments.runner.drawing import draw_curves
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
@@ -80,7 +81,7 @@ def make_report(settings):
     runs = read_runs(settings)
     rows = table(runs, settings.pairs, settings.seeds)
     by_filter = next(iter(COLUMNS))
-    figure = cifar100.draw_curves(runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(by_filter))
+    figure = draw_curves(runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(by_filter))
     return figure, rows, markdown(rows, runs)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 import create_dataset
-from experiments import checkpoints, cifar100
-from experiments.cifar100 import METHODS
+from experiments import pairs as cifar100
+from experiments import trained as checkpoints
+from experiments.pairs import METHODS
 from experiments.runner import report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device

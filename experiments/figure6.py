@@ -17,7 +17,9 @@ import textwrap
 import numpy as np
 
 import create_dataset
-from experiments import checkpoints, cifar100, model_vgg_random
+from experiments import pairs as cifar100
+from experiments import trained as checkpoints
+from experiments.methods import random_labels as model_vgg_random
 from experiments.runner import report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device

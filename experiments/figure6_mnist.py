@@ -12,7 +12,8 @@ MNIST has no finer classes to compare with, so the table says how the digits are
 
 import sys
 
-from experiments import checkpoints, figure6, table1
+from experiments import figure6, table1
+from experiments import trained as checkpoints
 from experiments.datasets import registry
 from experiments.datasets.registry import DATASETS
 from experiments.runner import report

@@ -6,7 +6,7 @@ python -m experiments.figure7                          # run what is missing, th
 
 import sys
 
-from experiments import cifar100
+from experiments import pairs as cifar100
 from experiments.figure4 import similarity
 
 experiment = similarity("figure7", __doc__, list(cifar100.PAIRS))

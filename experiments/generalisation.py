@@ -13,9 +13,10 @@ import sys
 
 import numpy as np
 
-from experiments import cifar100
-from experiments.cifar100 import METHODS
+from experiments import pairs as cifar100
+from experiments.pairs import METHODS
 from experiments.runner import report
+from experiments.runner.drawing import draw_curves
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
@@ -117,7 +118,7 @@ def make_report(settings):
     rows = table(runs)
     if not rows:
         raise InputError(f"none of the runs of these pairs and seeds in {settings.out} is finished yet")
-    figure = cifar100.draw_curves(
+    figure = draw_curves(
         runs, settings.pairs, METHODS, "test accuracy (%)", lambda run: at_equal_fit(run, GRID),
         over=("training accuracy (%)", GRID),
     )  # fmt: skip

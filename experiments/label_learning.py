@@ -14,8 +14,10 @@ import sys
 
 import torch
 
-from experiments import checkpoints, cifar100
+from experiments import pairs as cifar100
+from experiments import trained as checkpoints
 from experiments.runner import report
+from experiments.runner.drawing import draw_curves
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
 from model_vgg_maxl import meta_gradient, negative_entropy
@@ -179,7 +181,7 @@ def make_report(settings):
     device = select_device("auto")
     runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
     shown = {method: cifar100.METHODS[method] for method in BOTH}
-    figure = cifar100.draw_curves(
+    figure = draw_curves(
         runs, settings.pairs, shown, "entropy of a label", lambda run: run.column("train_label_entropy")
     )
     rows = table(runs, settings, device)

@@ -47,10 +47,10 @@ def task(dataset, method, seed, root, options=()):
     """The run of a method on a dataset from a seed, as a Task."""
     own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone]
     cost = DATASETS[dataset].sizes[0] * GFLOP.get(DATASETS[dataset].backbone, 0.1) / (50_000 * GFLOP["vgg16"])
-    kind, script, networks = "single", "experiments.model_single", 2  # with the optimizer's momentum
+    kind, script, networks = "single", "experiments.methods.table1_single", 2  # with the optimizer's momentum
     if method != SINGLE:
         own += ["--psi", str(method)]
-        kind, script, networks, cost = "maxl", "experiments.model_maxl", 3, 4.7 * cost
+        kind, script, networks, cost = "maxl", "experiments.methods.table1_maxl", 3, 4.7 * cost
     own += ["--seed", str(seed)]
     return Task(
         run_name(dataset, method, seed), f"{kind} on {dataset}", script, tuple(own), root, tuple(options), cost,

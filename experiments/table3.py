@@ -11,8 +11,9 @@ training set, over the first pass of the final epoch.
 
 import sys
 
-from experiments import cifar100
+from experiments import pairs as cifar100
 from experiments.runner import report
+from experiments.runner.drawing import draw_curves
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
@@ -76,7 +77,7 @@ def make_report(settings):
             )
     rows = table(runs, settings.pairs, settings.seeds)
     shown = {method: cifar100.METHODS[method] for method in BOTH}
-    figure = cifar100.draw_curves(runs, settings.pairs, shown, "share of classes used", lambda run: run.column(USED))
+    figure = draw_curves(runs, settings.pairs, shown, "share of classes used", lambda run: run.column(USED))
     for axes in figure.axes[: len(settings.pairs)]:  # a share is seen as one; where there is a closer look, it stays
         axes.set_ylim(0, 1.05)
     return figure, rows, markdown(rows, runs)

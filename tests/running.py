@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, TINY
 
-from experiments import cifar100
+from experiments import pairs as cifar100
 
 FEW = ["--pairs", "3-10", "--seeds", "0", "--out", "r", *TINY]
 

@@ -13,7 +13,8 @@ from conftest import TINY, assert_same_run, curves, shortcuts
 import create_dataset
 import model_vgg_maxl as maxl
 import utils
-from experiments import maxl_variations, model_vgg_maxl_variants
+from experiments.methods import variations as maxl_variations
+from experiments.methods import variations as model_vgg_maxl_variants
 from harness import exits
 from harness.run import Run
 
@@ -359,7 +360,7 @@ def test_a_variant_runs_and_stopped_and_resumed_is_the_same_to_the_bit(variant):
     assert settings["variant"] == variant
     for row in curves("whole"):  # nats; a masked label has at most log 4
         assert variant == "latent" or (float(row["train_label_entropy"]) > 1.387) == (variant == "no-mask")
-    assert settings["command"].startswith("python -m experiments.model_vgg_maxl_variants --dataset synthetic")
+    assert settings["command"].startswith("python -m experiments.methods.variations --dataset synthetic")
     assert run("--variant", "no-mask" if variant == "latent" else "latent", "--out", "parts", "--resume") == 2
 
 

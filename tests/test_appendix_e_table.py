@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import create_dataset
-from experiments import appendix_e, model_vgg_maxl_variants
+from experiments import appendix_e
+from experiments.methods import variations as model_vgg_maxl_variants
 from experiments.runner import report
 from harness import exits
 
@@ -32,7 +33,7 @@ def test_the_plan_is_the_variations_beside_figure_3s_maxl_and_single():
     maxl_settings = vars(tasks["maxl-20-100-seed1"].settings)
     for variant in VARIANTS:
         task = tasks[f"maxl-{variant}-20-100-seed1"]
-        assert task.settings.variant == variant and "experiments.model_vgg_maxl_variants" in task.command
+        assert task.settings.variant == variant and "experiments.methods.variations" in task.command
         theirs = vars(task.settings)
         differ = {name for name in maxl_settings if name in theirs and maxl_settings[name] != theirs[name]}
         assert differ == {"out"} | ({"focal_gamma"} if variant == "cross-entropy" else set())

@@ -12,8 +12,8 @@ from test_meta_gradient import assert_gradients_equal, batch
 import model_vgg_maxl as maxl
 import utils
 from experiments.appendix_e import VARIATIONS
-from experiments.backbones import BACKBONES, BasicBlock, Conv4, ResNet32
-from experiments.cifar100 import METHODS
+from experiments.methods.backbones import BACKBONES, BasicBlock, Conv4, ResNet32
+from experiments.pairs import METHODS
 from harness.exits import run_main
 
 NEW = {"conv4": Conv4, "resnet32": ResNet32}
@@ -114,7 +114,7 @@ def test_every_convolution_of_a_trunk_is_remembered(name):
     assert len(trunk) == convolutions and all(trunk)
 
 
-SCRIPTS = {method.script: () for method in METHODS.values()} | {VARIATIONS["latent"].script: ("--variant", "latent")}
+SCRIPTS = {method.script: method.options for method in METHODS.values()} | {VARIATIONS["latent"].script: ("--variant", "latent")}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

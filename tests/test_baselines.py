@@ -10,10 +10,16 @@ from conftest import TINY, assert_same_run, curves
 
 import create_dataset
 import model_vgg_maxl
-from experiments import model_vgg_kmeans, model_vgg_random, model_vgg_redrawn
+from experiments.methods import controls
+from experiments.methods import kmeans as model_vgg_kmeans
+from experiments.methods import random_labels as model_vgg_random
 from harness import exits
 
-BASELINES = {"random": model_vgg_random, "kmeans": model_vgg_kmeans, "redrawn": model_vgg_redrawn}
+BASELINES = {
+    "random": (model_vgg_random, []),
+    "kmeans": (model_vgg_kmeans, []),
+    "redrawn": (controls, ["--control", "redrawn"]),
+}
 
 
 # --- Random ---------------------------------------------------------------------------------------
@@ -206,18 +212,24 @@ def test_the_baselines_run_on_the_six_pairs(name, primary, auxiliary, spared):
     classes = create_dataset.LEVEL_CLASSES[primary], create_dataset.LEVEL_CLASSES[auxiliary]
     psi = ",".join(map(str, create_dataset.balanced_psi(*classes)))
     few = [*TINY, "--epochs", "1", "--train-images", "100", "--primary-level", str(primary), "--psi", psi]
-    assert exits.run_main(BASELINES[name].main, few) == 0
-    folder = Path(f"runs/model_vgg_{name}-synthetic-{classes[0]}-{classes[1]}-seed0")
+    script, own = BASELINES[name]
+    assert exits.run_main(script.main, [*own, *few]) == 0
+    script = script.__name__
+    folder = Path(f"runs/{script.rpartition('.')[2]}-synthetic-{classes[0]}-{classes[1]}-seed0")
     assert len(curves(folder)) == 1
     command = json.loads((folder / "settings.json").read_text())["command"]
-    assert command.startswith(f"python -m experiments.model_vgg_{name} --dataset synthetic")
+    assert command.startswith(f"python -m {script} --")
     weights = torch.load(folder / "checkpoint.pt", weights_only=True)["parts"]["network"]
     assert [len(weights[f"heads.{head}.2.bias"]) for head in (0, 1)] == list(classes)
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_stopped_and_resumed_is_the_same_to_the_bit(name, spared):
-    main = BASELINES[name].main
+    script, own = BASELINES[name]
+
+    def main(arguments):
+        script.main([*own, *arguments])
+
     assert exits.run_main(main, [*TINY, "--out", "whole"]) == 0
     assert exits.run_main(main, [*TINY, "--out", "parts", "--epochs", "1"]) == 0
     torch.manual_seed(123)
@@ -237,7 +249,8 @@ def test_a_baseline_stopped_and_resumed_is_the_same_to_the_bit(name, spared):
     ],
 )
 def test_a_baselines_bad_input_is_one_sentence(name, arguments, said, capsys):
-    assert exits.run_main(BASELINES[name].main, [*TINY, *arguments]) == 2
+    script, own = BASELINES[name]
+    assert exits.run_main(script.main, [*own, *TINY, *arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and said in error
     assert not Path("runs").exists()

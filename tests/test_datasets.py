@@ -6,7 +6,8 @@ import torch
 from conftest import TINY, assert_one_sentence, curves
 
 import create_dataset
-from experiments import model_maxl, model_single
+from experiments.methods import table1_maxl as model_maxl
+from experiments.methods import table1_single as model_single
 from experiments.datasets import host_split, registry
 from harness import exits
 from harness.exits import InputError

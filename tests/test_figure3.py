@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import cifar100, figure3
-from experiments.runner import report
+from experiments import figure3
+from experiments import pairs as cifar100
+from experiments.runner import drawing, report
 from harness import exits
 
 
@@ -68,7 +69,7 @@ def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
     for seed, accuracies in enumerate(([0.1, 0.2, 0.3], [0.3, 0.4])):
         made_up_run("r", f"maxl-3-10-seed{seed}", accuracies, epochs=3)
     runs = cifar100.read_runs(Path("r"), ["maxl"], ["3-10"], [0, 1])["3-10", "maxl"]
-    means, spreads = report.band([run.accuracy for run in runs.values()])
+    means, spreads = drawing.band([run.accuracy for run in runs.values()])
     assert means == pytest.approx([20, 30, 30])
     assert spreads == pytest.approx([np.std([10, 30], ddof=1), np.std([20, 40], ddof=1), 0])
 

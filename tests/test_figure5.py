@@ -12,7 +12,8 @@ from conftest import TINY, run_script, shortcuts
 
 import create_dataset
 import utils
-from experiments import checkpoints, figure5
+from experiments import figure5
+from experiments import trained as checkpoints
 from harness import exits
 
 needs_scikit_learn = pytest.mark.skipif(

@@ -11,7 +11,9 @@ from conftest import TINY, run_script, shortcuts
 
 import create_dataset
 import utils
-from experiments import checkpoints, figure6, model_vgg_random
+from experiments import figure6
+from experiments import trained as checkpoints
+from experiments.methods import random_labels as model_vgg_random
 from harness import exits
 from model_vgg_maxl import LabelGenerator
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,9 @@ from conftest import TINY, curves
 
 import create_dataset
 import model_vgg_maxl
-from experiments import (
-    cifar100,
-    figure3,
-    figure4,
-    figure7,
-    model_vgg_redrawn,
-    model_vgg_uniform,
-    model_vgg_untrained,
-    table3,
-)
+from experiments import figure3, figure4, figure7, table3
+from experiments import pairs as cifar100
+from experiments.methods import controls
 from experiments.runner import report
 from harness import exits
 
@@ -158,7 +152,7 @@ def test_uniform_labels_are_uniform_on_their_primary_class_and_sum_to_one():
     psi = [2, 1, 4]
     targets = (torch.arange(12) % 3)[:, None].expand(-1, 4).contiguous()
     split = create_dataset.Split(torch.zeros(12, 32, 32, 3, dtype=torch.uint8), targets)
-    labels = model_vgg_uniform.UniformLabels(split, 0, psi)(None, targets)
+    labels = controls.UniformLabels(split, Namespace(primary_level=0, psi=psi))(None, targets)
     expected = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0.25, 0.25, 0.25, 0.25]])
     assert torch.equal(labels, expected[targets[:, 0]])
     assert torch.equal(labels.sum(dim=1), torch.ones(12))
@@ -168,15 +162,15 @@ def test_untrained_keeps_the_label_generator_that_maxl_starts_from(monkeypatch):
     """Its labels are MAXL's where MAXL's label generator learns at a rate of zero."""
     monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 0.0)
     few, saved = [*TINY, "--epochs", "2"], []
-    for name, script in (("maxl", model_vgg_maxl), ("untrained", model_vgg_untrained)):
-        assert exits.run_main(script.main, [*few, "--out", name]) == 0
+    for name, script, own in (("maxl", model_vgg_maxl, []), ("untrained", controls, ["--control", "untrained"])):
+        assert exits.run_main(script.main, [*few, *own, "--out", name]) == 0
         saved.append(torch.load(f"{name}/checkpoint.pt", weights_only=True)["parts"]["label_generator"])
     weights = [name for name in saved[0] if "running" not in name and "batches" not in name]
     assert weights and all(torch.equal(saved[0][name], saved[1][name]) for name in weights)
 
-    settings = model_vgg_untrained.parse(few)
+    settings = controls.parse([*few, "--control", "untrained"])
     split, _ = create_dataset.load("synthetic", None, torch.device("cpu"), 120)
-    labels = model_vgg_untrained.UntrainedLabels(split, settings)
+    labels = controls.UntrainedLabels(split, settings)
     images, targets = next(split.train_batches(20, torch.Generator().manual_seed(0)))
     generated = labels(images, targets)
     assert not generated.requires_grad and torch.allclose(generated.sum(dim=1), torch.ones(20))
@@ -188,22 +182,21 @@ def test_redrawn_labels_are_uniform_within_their_primary_class_and_new_at_every_
     psi, count = [2, 1, 4], 20_000
     targets = (torch.arange(3 * count) % 3)[:, None].expand(-1, 4)
     split = create_dataset.Split(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), targets)
-    labels = model_vgg_redrawn.RedrawnLabels(split, 0, psi, seed=0)
+    labels = controls.RedrawnLabels(split, Namespace(primary_level=0, psi=psi, seed=0))
     first, second = labels(None, targets), labels(None, targets)
     shares = torch.bincount(first, minlength=7) / count
     assert len(shares) == 7 and shares.tolist() == pytest.approx([1 / 2, 1 / 2, 1, *[1 / 4] * 4], abs=0.02)
     assert model_vgg_maxl.hierarchy_mask(psi)[targets[:, 0], first].all()
     same = ((first == second)[targets[:, 0] == primary].double().mean().item() for primary in range(3))
     assert list(same) == pytest.approx([1 / 2, 1, 1 / 4], abs=0.02)
-    assert torch.equal(model_vgg_redrawn.RedrawnLabels(split, 0, psi, seed=0)(None, targets), first)
-    assert not torch.equal(model_vgg_redrawn.RedrawnLabels(split, 0, psi, seed=1)(None, targets), first)
+    assert torch.equal(controls.RedrawnLabels(split, Namespace(primary_level=0, psi=psi, seed=0))(None, targets), first)
+    assert not torch.equal(controls.RedrawnLabels(split, Namespace(primary_level=0, psi=psi, seed=1))(None, targets), first)
 
 
-@pytest.mark.parametrize("script", [model_vgg_redrawn, model_vgg_uniform, model_vgg_untrained])
-def test_controls_train_and_are_in_figure_3_by_name_only(script):
-    few = [*TINY, "--epochs", "1", "--cosine-every", "2", "--out", "u"]
-    assert exits.run_main(script.main, few) == 0
+@pytest.mark.parametrize("name", controls.CONTROLS)
+def test_controls_train_and_are_in_figure_3_by_name_only(name):
+    few = [*TINY, "--control", name, "--epochs", "1", "--cosine-every", "2", "--out", "u"]
+    assert exits.run_main(controls.main, few) == 0
     (row,) = curves("u")
     assert "train_cosine_similarity" in row and "test_auxiliary_loss" not in row
-    name = script.__name__.rpartition("_")[2]
-    assert cifar100.METHODS[name].script == script.__name__ and name not in cifar100.FIVE
+    assert cifar100.METHODS[name].options == ("--control", name) and name not in cifar100.FIVE

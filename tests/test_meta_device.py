@@ -16,7 +16,8 @@ import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
 import utils
-from experiments import model_vgg_kmeans, model_vgg_random
+from experiments.methods import kmeans as model_vgg_kmeans
+from experiments.methods import random_labels as model_vgg_random
 from harness.acceleration import Acceleration
 from harness.run import Meter
 

@@ -10,7 +10,8 @@ from running import FEW, plan
 
 import create_dataset
 import model_vgg_maxl
-from experiments import appendix_e, cifar100, figure3
+from experiments import appendix_e, figure3
+from experiments import pairs as cifar100
 from experiments.runner import progress
 from harness import exits
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import TINY
 
 import create_dataset
-from experiments import cifar100, figure3, table1
+from experiments import figure3, table1
+from experiments import pairs as cifar100
 from experiments.runner import here, process, ready
 from harness import downloads, exits
 

@@ -76,7 +76,7 @@ def forked_runs(spared, monkeypatch):
 @pytest.mark.slow
 def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, capsys):
     """A script and a module of experiments/ are started as ever, in a Python of their own."""
-    forked_runs += ["model_vgg_maxl", "model_vgg_kmeans"]
+    forked_runs += ["model_vgg_maxl", "methods.kmeans"]
     few = [*TINY, "--epochs", "2"]
     command = [*FEW, *few, "--jobs", "2"]
     assert exits.run_main(figure3.experiment.main, command) == 0

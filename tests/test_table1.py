@@ -12,7 +12,10 @@ from conftest import assert_same_run, curves, shortcuts
 import create_dataset
 import model_vgg_maxl
 import utils
-from experiments import backbones, figure6_mnist, model_maxl, model_single, table1
+from experiments import figure6_mnist, table1
+from experiments.methods import backbones
+from experiments.methods import table1_maxl as model_maxl
+from experiments.methods import table1_single as model_single
 from experiments.datasets import registry
 from experiments.runner import ready
 from harness import exits

@@ -20,7 +20,7 @@ class Dataset(NamedTuple):
     classes: int
     sizes: tuple  # training and test images
     read: Callable  # folder -> ((images, labels) of the training split, the same of the test split); see `read`
-    backbone: str  # of experiments.backbones, in Table 1
+    backbone: str  # of experiments.methods.backbones, in Table 1
     channels: int = 3  # of an image
     mirror: bool = True  # whether training images are mirrored
 

@@ -6,7 +6,7 @@ import sys
 import torch
 
 import utils
-from experiments.backbones import BACKBONES
+from experiments.methods.backbones import BACKBONES
 from harness.exits import InputError
 
 

@@ -128,26 +128,6 @@ def with_spread(mean, spread, digits=2):
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
-def band(curves):
-    """By epoch: means and standard deviations (0 for one) of the curves, lists of numbers, that got there."""
-    points = [[curve[epoch] for curve in curves if epoch < len(curve)] for epoch in range(max(map(len, curves)))]
-    means, spreads = zip(*map(mean_and_spread, points))
-    return list(means), [spread or 0.0 for spread in spreads]
-
-
-def draw_band(axes, curves, label, colour, style, places=None):
-    """Draw the mean of the curves, and ± a standard deviation as a band; returns the line.
-
-    places: of a curve's numbers on the horizontal axis, the epochs 1, 2, ... by default. NaN is left out.
-    """
-    means, spreads = band(curves)
-    places = range(1, len(means) + 1) if places is None else places
-    (line,) = axes.plot(places, means, linestyle=style, color=colour, linewidth=1.6, label=label)
-    low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
-    axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
-    return line
-
-
 def missing(runs, seeds):
     """What is not there yet of {seed: RunOnDisk}, in words."""
     words = []

@@ -10,14 +10,14 @@ import torch
 import create_dataset
 import model_vgg_maxl
 import utils
-from experiments.backbones import BACKBONES
+from experiments.methods.backbones import BACKBONES
 from experiments.datasets.registry import DATASETS
 from experiments.runner.report import listed
 from harness.acceleration import Acceleration
 from harness.exits import InputError
 from harness.files import read_checkpoint
 
-WITH_LABEL_GENERATOR = ("model_vgg_maxl", "experiments.model_maxl", "experiments.model_vgg_untrained")
+WITH_LABEL_GENERATOR = ("model_vgg_maxl", "experiments.methods.table1_maxl", "experiments.methods.controls")
 
 
 class Trained(NamedTuple):
@@ -92,7 +92,7 @@ def make_networks(settings):
     else:
         trunk = functools.partial(utils.Backbone, settings["width"])
         classes = [create_dataset.LEVEL_CLASSES[settings["primary_level"]]]
-    if settings["script"] in WITH_LABEL_GENERATOR:
+    if settings["script"] in WITH_LABEL_GENERATOR and settings.get("control", "untrained") == "untrained":
         networks = model_vgg_maxl.make_networks(trunk, settings["psi"], settings["seed"])
         return dict(zip(("network", "label_generator"), networks))
     if "psi" in settings:

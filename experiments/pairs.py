@@ -2,11 +2,10 @@
 
 import collections
 import itertools
-import math
 from typing import NamedTuple
 
 import create_dataset
-from experiments.runner.report import SAME, check_alike, draw_band, run_of
+from experiments.runner.report import SAME, check_alike, run_of
 from experiments.runner.task import Task
 from harness.exits import InputError
 
@@ -29,14 +28,14 @@ class Method(NamedTuple):
 # Okabe and Ito's colours, told apart by the colour-blind; with the line styles also in a grey print
 METHODS = {
     "single": Method("model_vgg_single", "Single", "#000000", "--", 1.0),
-    "random": Method("experiments.model_vgg_random", "Random", "#E69F00", "-.", 1.0),
-    "kmeans": Method("experiments.model_vgg_kmeans", "K-Means", "#009E73", ":", 1.1),
+    "random": Method("experiments.methods.random_labels", "Random", "#E69F00", "-.", 1.0),
+    "kmeans": Method("experiments.methods.kmeans", "K-Means", "#009E73", ":", 1.1),
     "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1)), 1.0),
     "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7, 2),
     # not in Figure 3 of the paper: controls of ours, and the other half of Table 3
-    "uniform": Method("experiments.model_vgg_uniform", "Uniform", "#CC79A7", (0, (1, 1)), 1.0),
-    "redrawn": Method("experiments.model_vgg_redrawn", "Redrawn", "#8C510A", (0, (5, 1, 1, 1)), 1.0),
-    "untrained": Method("experiments.model_vgg_untrained", "Untrained", "#888888", (0, (3, 1, 1, 1)), 1.3, 2),
+    "uniform": Method("experiments.methods.controls", "Uniform", "#CC79A7", (0, (1, 1)), 1.0, 1, ("--control", "uniform")),
+    "redrawn": Method("experiments.methods.controls", "Redrawn", "#8C510A", (0, (5, 1, 1, 1)), 1.0, 1, ("--control", "redrawn")),
+    "untrained": Method("experiments.methods.controls", "Untrained", "#888888", (0, (3, 1, 1, 1)), 1.3, 2, ("--control", "untrained")),
     "maxl0": Method("model_vgg_maxl", "MAXL, λ = 0", "#56B4E9", (0, (8, 2)), 4.7, 2, ("--entropy-weight", "0")),
 }
 FIVE = ["single", "random", "kmeans", "human", "maxl"]  # of Figure 3
@@ -112,66 +111,6 @@ def add_options(parser, methods=METHODS, default=FIVE, pairs="all"):
         "--methods", nargs="+", choices=methods, metavar="M",
         help=f"{', '.join(methods)} (default: {', '.join(default)})",
     )  # fmt: skip
-
-
-def panels(pairs):
-    """A matplotlib Figure, its panels by pair, and, beside that of a single pair, one to look closer (or None)."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, max(2, len(pairs)))
-    lines = -(-len(pairs) // columns)
-    height = 2.9 if len(pairs) > 1 else 3.6
-    figure = Figure(figsize=(1 + 3.6 * columns, 0.9 + height * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, pair in zip(grid, pairs):
-        primary, auxiliary = pair.split("-")
-        axes.set_title(f"{primary} primary, {auxiliary} auxiliary classes", fontsize=10)
-    if len(pairs) == 1:
-        grid[1].set_title("its second half, larger", fontsize=10)
-        return figure, dict(zip(pairs, grid)), grid[1]
-    for axes in grid[len(pairs) :]:
-        axes.axis("off")
-    return figure, dict(zip(pairs, grid)), None
-
-
-def look_closer(axes):
-    """Show the second half of what is drawn, at a scale of its own."""
-    left, right = axes.dataLim.intervalx
-    if left == right:
-        return
-    middle = (left + right) / 2
-    heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
-    margin = 0.1 * (max(heights) - min(heights)) or 1.0
-    axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
-
-
-def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
-    """A figure with a panel a pair: means over seeds as lines, ± a standard deviation as bands, a line a method.
-
-    methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
-    epochs, empty where unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
-    A single pair has a second panel, with the second half larger.
-    """
-    figure, grid, closer = panels(pairs)
-    shown = {}
-    for pair, axes in [*grid.items(), *([(pairs[0], closer)] if closer else [])]:
-        for name, method in methods.items():
-            curves = list(filter(None, map(curve, runs.get((pair, name), {}).values())))
-            if curves:
-                shown[method.label] = draw_band(axes, curves, method.label, method.colour, method.style, over[1])
-        if not axes.lines:
-            axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
-        axes.set(xlabel=over[0], ylabel=what)
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    if closer and closer.lines:
-        look_closer(closer)
-    ordered = [method.label for method in methods.values() if method.label in shown]
-    inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
-    columns = int(figure.get_figwidth() / inches)
-    legend = {"loc": "outside upper center", "ncols": columns, "frameon": False, "handlelength": 3}
-    figure.legend([shown[label] for label in ordered], ordered, **legend)
-    return figure
 
 
 def find_runs(root, methods, pairs, seeds, task=task):

@@ -1,8 +1,8 @@
 """Random: the multi-task network of Human on random auxiliary labels (section 4.3), a baseline of Figure 3.
 
-    python -m experiments.model_vgg_random                                # 20 classes, psi[i] = 5
-    python -m experiments.model_vgg_random --primary-level 0 --psi 3,3,4  # 3 classes into 10
-    python -m experiments.model_vgg_random --quick                        # a first look on generated images
+    python -m experiments.methods.random_labels                                # 20 classes, psi[i] = 5
+    python -m experiments.methods.random_labels --primary-level 0 --psi 3,3,4  # 3 classes into 10
+    python -m experiments.methods.random_labels --quick                        # a first look on generated images
 
 Each training image gets one of the psi[i] auxiliary classes of its primary class, once, from the seed, as evenly as
 the counts allow. Not yet run at full length.
@@ -61,7 +61,7 @@ def main(argv=None):
     settings = parse(argv)
     level, psi = settings.primary_level, settings.psi
     model_vgg_human.train(
-        "experiments.model_vgg_random", settings, argv, sum(psi),
+        "experiments.methods.random_labels", settings, argv, sum(psi),
         make_auxiliary_labels=lambda split: RandomLabels(split, level, psi, settings.seed), test_levels=[level],
     )  # fmt: skip
 

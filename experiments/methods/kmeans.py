@@ -1,8 +1,8 @@
 """K-Means: Human's multi-task network on clusters of an auto-encoder's codes (section 4.3), a baseline of Figure 3.
 
-    python -m experiments.model_vgg_kmeans                                # 20 classes, psi[i] = 5
-    python -m experiments.model_vgg_kmeans --primary-level 0 --psi 3,3,4  # 3 classes into 10
-    python -m experiments.model_vgg_kmeans --quick                        # a first look on generated images
+    python -m experiments.methods.kmeans                                # 20 classes, psi[i] = 5
+    python -m experiments.methods.kmeans --primary-level 0 --psi 3,3,4  # 3 classes into 10
+    python -m experiments.methods.kmeans --quick                        # a first look on generated images
 
 The images of primary class i are clustered into psi[i] clusters, which are its auxiliary classes. The paper says
 "clustering updated after every training iteration" and no more; here, every iteration on a batch of images
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import model_vgg_human
 import model_vgg_maxl
 import utils
-from experiments import model_vgg_random
+from experiments.methods import random_labels as model_vgg_random
 from harness.exits import run_main
 
 SETTINGS = model_vgg_random.SETTINGS | {
@@ -164,7 +164,7 @@ def parse(argv=None):
 def main(argv=None):
     settings = parse(argv)
     model_vgg_human.train(
-        "experiments.model_vgg_kmeans", settings, argv, sum(settings.psi),
+        "experiments.methods.kmeans", settings, argv, sum(settings.psi),
         make_auxiliary_labels=lambda split: ClusterLabels(split, settings), test_levels=[settings.primary_level],
     )  # fmt: skip
 

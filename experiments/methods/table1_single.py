@@ -1,9 +1,9 @@
 """Single, as Table 1 has it: one network trained on the primary task alone, on any dataset, with any backbone.
 
-    python -m experiments.model_single --dataset mnist              # the 4-layer ConvNet, as in Table 1
-    python -m experiments.model_single --dataset cifar10            # VGG-16
-    python -m experiments.model_single --dataset cifar10 --backbone resnet32
-    python -m experiments.model_single --quick                      # a first look on generated images
+    python -m experiments.methods.table1_single --dataset mnist              # the 4-layer ConvNet, as in Table 1
+    python -m experiments.methods.table1_single --dataset cifar10            # VGG-16
+    python -m experiments.methods.table1_single --dataset cifar10 --backbone resnet32
+    python -m experiments.methods.table1_single --quick                      # a first look on generated images
 
 Unlike on CIFAR-100, it is trained with momentum, weight decay and a rate annealed to zero. Not yet run at full length.
 """
@@ -15,7 +15,7 @@ import torch
 
 import model_vgg_single
 import utils
-from experiments.backbones import BACKBONES
+from experiments.methods.backbones import BACKBONES
 from experiments.datasets.registry import DATASETS, load
 from harness.acceleration import Acceleration, select_device
 from harness.command_line import QUICK, make_parser, parse_settings
@@ -86,7 +86,7 @@ def main(argv=None):
     device = select_device(settings.device)
     fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     classes = DATASETS[settings.dataset].classes
-    run = Run("experiments.model_single", f"{classes}", settings, argv)
+    run = Run("experiments.methods.table1_single", f"{classes}", settings, argv)
     train, test = load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )

@@ -1,9 +1,9 @@
 """MAXL, as Table 1 has it: on any dataset, with any backbone; a single number as --psi is every class's ψ[i].
 
-    python -m experiments.model_maxl --dataset mnist --psi 3        # psi[i] = 3 with the 4-layer ConvNet
-    python -m experiments.model_maxl --dataset cifar10 --psi 5      # VGG-16
-    python -m experiments.model_maxl --dataset mnist --psi '2*9,4'  # the last class into 4
-    python -m experiments.model_maxl --quick                        # a first look on generated images
+    python -m experiments.methods.table1_maxl --dataset mnist --psi 3        # psi[i] = 3 with the 4-layer ConvNet
+    python -m experiments.methods.table1_maxl --dataset cifar10 --psi 5      # VGG-16
+    python -m experiments.methods.table1_maxl --dataset mnist --psi '2*9,4'  # the last class into 4
+    python -m experiments.methods.table1_maxl --quick                        # a first look on generated images
 
 The multi-task network is trained with momentum, weight decay and a rate annealed to zero, as Single is; the label
 generator with the plain SGD and weight decay that it has on CIFAR-100, its rate annealed alike. θ1⁺ is eq. 4's: one
@@ -15,9 +15,9 @@ import sys
 import torch
 
 import model_vgg_maxl
-from experiments import model_single
+from experiments.methods import table1_single as model_single
 from experiments.datasets.registry import DATASETS, load
-from experiments.model_single import annealed, make_optimizer, make_table1_parser, make_trunk, parse_table1
+from experiments.methods.table1_single import annealed, make_optimizer, make_table1_parser, make_trunk, parse_table1
 from harness.acceleration import Acceleration, select_device
 from harness.exits import run_main
 from harness.run import Run
@@ -43,7 +43,7 @@ def main(argv=None):
     device = select_device(settings.device)
     fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
     psi = settings.psi
-    run = Run("experiments.model_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
+    run = Run("experiments.methods.table1_maxl", f"{len(psi)}-{sum(psi)}", settings, argv)
     train, test = load(
         settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
     )
