@@ -166,29 +166,30 @@ def by_double_backward(gradient, labels, v):
     return torch.autograd.grad(gradient, labels, grad_outputs=v, materialize_grads=True)[0]
 
 
-def by_forward_mode(network, weights, buffers, v, images, primary, labels, loss):
-    """∂/∂y D_v L(θ1, y), and D_v L itself: one pass of forward-mode differentiation, no second-order graph.
+def by_forward_mode(total_loss, network, buffers, labels, v):
+    """∂/∂y D_v L(θ1, y), (B, K), and D_v L itself: a pass of forward-mode differentiation, no second-order graph.
 
-    v: {name: tensor}. labels: a leaf that requires a gradient. Returns (B, K) and a 0-d tensor. Raises RuntimeError
+    total_loss: network -> L(θ1, y). labels: y, a leaf that requires a gradient. v: {name: tensor}. Raises RuntimeError
     where the network cannot be differentiated in this way.
     """
 
     def differentiate(network):
-        directional = forward_ad.unpack_dual(loss(network, images, primary, labels)[0]).tangent
+        directional = forward_ad.unpack_dual(total_loss(network)).tangent
         return torch.autograd.grad(directional, labels, materialize_grads=True)[0], directional.detach()
 
     load_forward_mode()
     try:
         with forward_ad.dual_level():
-            duals = {name: forward_ad.make_dual(weights[name].detach(), direction) for name, direction in v.items()}
-            return with_weights(network, weights | duals, buffers, differentiate)
+            theta1 = dict(network.named_parameters())
+            duals = {name: forward_ad.make_dual(theta1[name].detach(), direction) for name, direction in v.items()}
+            return with_weights(network, duals, buffers, differentiate)
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:
-        if isinstance(error, torch.cuda.OutOfMemoryError):
-            raise
-        reason = " ".join(str(error).split())[:300]
         raise RuntimeError(
             "forward-mode differentiation failed in this network or loss; "
-            f'use method="double-backward", which gives the same gradient ({type(error).__name__}: {reason})'
+            'use method="double-backward", which gives the same gradient '
+            f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
         ) from error
 
 
@@ -210,40 +211,40 @@ def meta_gradient(
         raise ValueError(f"method is {method!r}; expected one of {', '.join(META_GRADIENTS)}")
     alpha, theta1 = check_networks(network, label_generator, optimizer)
     theta2 = [p for p in label_generator.parameters() if p.requires_grad]
-    weights = {name: p.detach() for name, p in network.named_parameters()}
     with RefuseLowPrecision():
         labels = label_generator(images, primary)  # the only place where θ2 enters
         label_statistics = copy_of_buffers(label_generator)
         y = labels.detach().requires_grad_()
 
-        # The gradient at θ1 and the look-ahead step (eq. 4)
+        def total_loss(network):  # L(θ1, y)
+            return loss(network, images, primary, y)[0]
+
         random_numbers, buffers = random_state(images.device), copy_of_buffers(network)
-        total, _ = loss(network, images, primary, y)
+        total = total_loss(network)
         statistics = copy_of_buffers(network)
+
+    # The look-ahead step (eq. 4)
     create_graph = method == "double-backward"
     gradient = torch.autograd.grad(total, theta1.values(), create_graph=create_graph, materialize_grads=True)
-    theta1_plus = {
-        name: (p - alpha * g).detach().requires_grad_() for (name, p), g in zip(theta1.items(), gradient)
-    }  # fmt: skip
+    theta1_plus = {name: (p - alpha * g).detach() for (name, p), g in zip(theta1.items(), gradient)}
 
     # L_pri(θ1⁺) (eq. 3) and v
     def look_ahead(network):
-        value, _ = loss(network, *(judged_on or (images, primary)))
-        return value.detach(), torch.autograd.grad(value, theta1_plus.values(), materialize_grads=True)
+        weights = [weight.requires_grad_() for weight in theta1_plus.values()]
+        lookahead_loss = loss(network, *(judged_on or (images, primary)))[0]
+        return lookahead_loss.detach(), torch.autograd.grad(lookahead_loss, weights, materialize_grads=True)
 
-    lookahead_loss, v = with_weights(network, weights | theta1_plus, copy_of(statistics), look_ahead)
+    lookahead_loss, v = with_weights(network, theta1_plus, copy_of_buffers(network), look_ahead)
     numbers = {"lookahead_primary_loss": lookahead_loss}
 
     if method == "double-backward":
-        wrt_labels = by_double_backward(gradient, y, v)
+        by_labels = by_double_backward(gradient, y, v)
     else:
         with replay(random_numbers, images.device):
-            wrt_labels, directional = by_forward_mode(
-                network, weights, buffers, dict(zip(theta1, v)), images, primary, y, loss
-            )
+            by_labels, directional = by_forward_mode(total_loss, network, buffers, y, dict(zip(theta1, v)))
         numbers["forward_mode_error"] = directional_error(directional, gradient, v)
 
-    objective = -alpha * (wrt_labels * labels).sum()  # its gradient is that of L_pri(θ1⁺)
+    objective = -alpha * (by_labels * labels).sum()  # has the gradient of L_pri(θ1⁺) with respect to θ2
     if entropy_weight is not None:
         negative = negative_entropy(labels)
         objective = objective + entropy_weight * negative
@@ -322,22 +323,18 @@ class WithWeights(nn.Module):
 
 
 def with_weights(network, weights, buffers, function):
-    """function(network) while `weights` and `buffers`, {name: tensor}, stand in the network's place.
+    """function(network) while `weights` and `buffers`, {name: tensor}, stand in the network's place; others are fixed.
 
     The function also takes its gradients in there: gradient checkpointing runs layers again when a gradient is taken.
     """
+    weights = {name: p.detach() for name, p in network.named_parameters()} | weights
     tensors = {f"network.{name}": tensor for name, tensor in (weights | buffers).items()}
     return functional_call(WithWeights(network), tensors, (function,))
 
 
-def copy_of(tensors):
-    """{name: tensor} -> the same, of copies."""
-    return {name: tensor.clone() for name, tensor in tensors.items()}
-
-
 def copy_of_buffers(module):
     """Copies of a module's buffers (BatchNorm's running statistics, say) by name."""
-    return copy_of(dict(module.named_buffers()))
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
 
 
 @torch.no_grad()
