@@ -5,8 +5,6 @@ import sys
 
 import torch
 
-dropped = []  # Ctrl-C and SIGTERM that came within a finalizer, where Python drops what is raised
-
 
 class InputError(ValueError):
     """Something the user can put right; its text is one sentence: what is wrong, what was expected, what to do."""
@@ -26,17 +24,9 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
     def terminate(signum, frame):
         raise SystemExit(143)
 
-    def keep_or_report(unraisable):
-        if isinstance(unraisable.exc_value, (KeyboardInterrupt, SystemExit)):
-            dropped.append(unraisable.exc_value)
-        else:
-            report(unraisable)
-
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: not every terminal or pipe has a ψ
     previous = signal.signal(signal.SIGTERM, terminate)
-    report, sys.unraisablehook = sys.unraisablehook, keep_or_report
-    dropped.clear()
     try:
         main(argv)
         return 0
@@ -65,13 +55,6 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
         return stop.code or 0
     finally:
         signal.signal(signal.SIGTERM, previous)
-        sys.unraisablehook = report
-
-
-def raise_dropped():
-    """Raise the Ctrl-C or SIGTERM that Python dropped, if there was one."""
-    if dropped:
-        raise dropped[-1]
 
 
 def is_out_of_memory(error):

@@ -1,16 +1,14 @@
-"""A run's folder: the epoch loop, what is saved of it, and the way back from there."""
+"""A run: the loop over its epochs, what is saved of them and when, the averages of a pass, the time limit."""
 
 import contextlib
+import copy
 import io
-import json
 import math
-import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
-import weakref
 from pathlib import Path
 
 import torch
@@ -18,94 +16,78 @@ import torch.nn as nn
 import torchvision
 from tqdm import tqdm
 
-from harness.command_line import settles_anyway
-from harness.curves import curves_text, epoch_line, plot_curves
-from harness.exits import InputError, TimeLimit, raise_dropped
-from harness.files import LOCK, at_work, lock, read_checkpoint, read_settings, write_atomically
-
-# Settings that may differ between a run and its continuation: they change where and how long, not what.
-FREE_ON_RESUME = {"out", "resume", "overwrite", "max_minutes", "epochs", "device", "data_root", "quick"}
-FREE_ON_RESUME |= {"channels_last", "cuda_graphs"}
+from harness.command_line import flag, show
+from harness.curves import epoch_line, plot_curves
+from harness.exits import InputError, TimeLimit
+from harness.files import write_atomically
+from harness.folder import Folder, default_folder, refuse_other
 
 
 class Run:
-    """A run's folder: settings.json, curves.csv, curves.png, checkpoint.pt, and the way back from them.
+    """The loop over the epochs of a script, saved in a Folder.
 
-    script: the script's name. what: what is trained, for the default folder's name. settings: the Namespace of
-    every setting. Making a Run writes nothing; it raises InputError where the folder holds another run, or
-    where --resume finds a damaged checkpoint or one of another experiment.
+    script: "model_vgg_maxl", or with dots, "experiments.methods.uniform", if it is started with python -m. settings:
+    the Namespace of every setting. argv: the arguments for settings.json, by default the process's. Making a Run
+    writes nothing; raises InputError as Folder does.
     """
 
-    def __init__(self, script, what, settings, argv=None):
+    def __init__(self, script, settings, argv=None):
         self.started = time.monotonic()
-        self.script, self.what, self.settings = script, what, settings
-        start = ["-m", script] if "." in script else [f"{script}.py"]  # experiments are started as modules
-        self.command = shlex.join(["python", *start, *(sys.argv[1:] if argv is None else argv)])
-        generated = "" if settings.dataset == "cifar100" else f"{settings.dataset}-"
-        name = script.rpartition(".")[2]
-        self.directory = Path(settings.out or f"runs/{name}-{generated}{what}-seed{settings.seed}")
-        self.checkpoint_path = self.directory / "checkpoint.pt"
-        self.previous_path = self.directory / "checkpoint.previous.pt"
-        self.settings_path = self.directory / "settings.json"
-        self.curves_path = self.directory / "curves.csv"
-        self.plot_path = self.directory / "curves.png"
-        self.rows, self.checkpoint, self.damaged = [], None, None
-        self.saved, self.unsaved = 0, None  # epochs in the checkpoint; a later one, and its checkpoint, if there is any
+        self.script, self.settings = script, settings
+        start = ["-m", script] if "." in script else [f"{script}.py"]
+        self.command = shlex.join(["python", *start, *(sys.argv[1:] if argv is None else map(str, argv))])
+        path = Path(settings.out) if settings.out else default_folder(script, settings)
+        self.folder = Folder(path, {"script": script} | vars(settings))
+        self.rows, self.saved = [], 0  # of all finished epochs; how many of them are in the checkpoint
+        self.unsaved = None  # the state after the last finished epoch, if it is not in the checkpoint
         self.next_save = self.next_plot = 0.0
 
-        self.locked = False
-        if self.directory.exists():
-            self._take_folder()
+    def epochs(self, iterations, device, parts):
+        """Yield the number of each epoch still to run, 1 to settings.epochs; first restores `parts` with --resume.
 
-    # --- the epoch loop ---
-
-    def epochs(self, iterations, device, **parts):
-        """Yield the number of each epoch still to run, 1 to settings.epochs; restores `parts` first on --resume.
-
-        iterations: batches of an epoch, all passes together. parts: everything that a checkpoint holds: modules,
-        optimizers and schedulers (anything with a state_dict), and torch.Generators. Whatever ends the loop in the
-        midst of an epoch (Ctrl-C, SIGTERM, an error), the epochs finished before it are saved.
+        iterations: batches of an epoch, all passes together. parts: everything that a checkpoint holds, by name:
+        modules, optimizers and schedulers (anything with a state_dict), and torch.Generators. Whatever ends the loop
+        in the midst of an epoch (Ctrl-C, SIGTERM, an error), the epochs finished before it are saved.
         """
         self.parts, self.device = parts, device
-        if not self.locked:  # new when this Run was made; another process may have been there since
-            self._make_folder()
-            self._take_folder()
-        if self.checkpoint is not None:
-            self._restore()
+        self.part_types = {name: type_name(part) for name, part in parts.items()}
+        self.folder.take()
+        if self.folder.checkpoint is not None:
+            self._restore(self.folder.checkpoint)
         self.first, total = len(self.rows) + 1, self.settings.epochs
-        self._open()
+        if self.first > total:  # a kill may have come between the last checkpoint and these
+            self.folder.write_curves(self.rows)
+            self._plot()
+        else:
+            session = {"command": self.command, "part_types": self.part_types} | environment(device)
+            self.folder.begin(self.rows, session)
+            print(self._opening_lines(session), flush=True)
         self.session_started = time.monotonic()
-        done = (self.first - 1) * iterations
+        done = len(self.rows) * iterations
         with tqdm(total=total * iterations, initial=done, disable=None, smoothing=0, dynamic_ncols=True) as self.bar:
             try:
                 for epoch in range(self.first, total + 1):
                     self.epoch, self.epoch_started = epoch, time.monotonic()
                     self.bar.set_description(f"epoch {epoch}/{total}")
                     yield epoch
-            finally:  # also where the loop's body raised: that closes this generator
+            finally:  # also if the loop's body raised, which closes this generator
                 self._save_what_is_finished()
-        final, best = self.rows[-1], max(self.rows, key=lambda row: row["test_primary_accuracy"])
-        print(
-            f"finished: test accuracy {100 * final['test_primary_accuracy']:.2f} % in the final epoch, {total}; "
-            f"best {100 * best['test_primary_accuracy']:.2f} % in epoch {best['epoch']} (chosen on the test set); "
-            f"settings.json, curves.csv, curves.png and checkpoint.pt are in {self.directory}",
-            flush=True,
-        )
+        print(self._closing_line(), flush=True)
 
     def end_epoch(self, row):
-        """Keep the epoch, on the disk unless that was done a moment ago; then print it, and stop if time is up.
+        """Finish the epoch: keep its state, save it unless that was done a moment ago, print it, stop if time is up.
 
-        row: the epoch's numbers by column. Raises InputError where one, or any weight, is not finite; the last
-        checkpoint stays as it was.
+        row: the epoch's numbers by column of curves.csv. Raises InputError if one of them, or a weight, is not finite;
+        the last checkpoint then stays as it was.
         """
         row = {"epoch": self.epoch} | row
         bad = [name for name, value in row.items() if not math.isfinite(value)] or self._modules_not_finite()
         if bad:
-            raise InputError(f"{', '.join(bad)}: NaN or infinite at the end of epoch {self.epoch}; {self.last_good()}")
+            raise InputError(f"{', '.join(bad)}: NaN or infinite at the end of epoch {self.epoch}; {self.save_now()}")
         self.rows.append(row)
         now, left = time.monotonic(), self.settings.epochs - self.epoch
         out_of_time = left > 0 and self._seconds_left() < now - self.epoch_started
-        self.unsaved = len(self.rows), self._checkpoint()
+        self.unsaved = self._state()
         if left == 0 or out_of_time or now > self.next_save:
             self._save()
         if left == 0 or time.monotonic() > self.next_plot:
@@ -115,23 +97,50 @@ class Run:
         with tqdm.external_write_mode():
             print(epoch_line(row, self.settings.epochs, eta), flush=True)
         if out_of_time:
-            raise TimeLimit(f"stopped after epoch {self.epoch}: the next would not end in time; {self.last_good()}")
+            raise TimeLimit(f"stopped after epoch {self.epoch}: the next would not end in time; {self.save_now()}")
 
     def meter(self, name):
         """A Meter for one pass over the training data; "train" makes columns train_... and seconds_train."""
         return Meter(self, name)
 
     def tick(self):
-        """Count one batch; raises TimeLimit in the midst of an epoch that outlasts --max-minutes."""
+        """Count one batch; raises TimeLimit in an epoch that outlasts --max-minutes."""
         self.bar.update()
-        raise_dropped()
         if self._seconds_left() < 0:
-            raise TimeLimit(f"stopped in epoch {self.epoch}: the time is over; {self.last_good()}")
+            raise TimeLimit(f"stopped in epoch {self.epoch}: the time is over; {self.save_now()}")
 
-    def last_good(self):
-        """Save what is finished; says in words what is saved."""
+    def save_now(self):
+        """Save what is finished; returns in words what is saved."""
         self._save_what_is_finished()
         return f"saved up to epoch {self.saved}" if self.saved else "no epoch was finished, so nothing is saved yet"
+
+    def _opening_lines(self, session):
+        names = ("primary_level", "auxiliary_level", "psi", "variant", "backbone", "seed")
+        values = {name: getattr(self.settings, name, None) for name in names}
+        what = "".join(f", {name.replace('_', ' ')} {show(v)}" for name, v in values.items() if v is not None)
+        threads = f", {session['threads']} threads" if self.device.type == "cpu" else ""
+        line = (
+            f"{self.script}: {self.settings.dataset}{what}; on {session['device_name']} ({self.device.type}{threads}), "
+            f"{self.settings.precision}; in {self.folder.path}"
+        )
+        if self.settings.quick:
+            replaced = (
+                f"{flag(name)} {getattr(self.settings, name)} (the script has {value or 'all'})"
+                for name, value in self.settings.quick.items()
+            )
+            line += f"\n--quick: {', '.join(replaced)}"
+        return line
+
+    def _closing_line(self):
+        line, column = "finished: ", "test_primary_accuracy"
+        tested = [row for row in self.rows if column in row]
+        if tested and tested[-1] is self.rows[-1]:
+            best = max(tested, key=lambda row: row[column])
+            line += (
+                f"test accuracy {100 * tested[-1][column]:.2f} % in the final epoch, {len(self.rows)}; "
+                f"best {100 * best[column]:.2f} % in epoch {best['epoch']} (chosen on the test set); "
+            )
+        return line + f"settings.json, curves.csv, curves.png and checkpoint.pt are in {self.folder.path}"
 
     def _seconds_left(self):
         limit = self.settings.max_minutes
@@ -139,190 +148,64 @@ class Run:
 
     def _modules_not_finite(self):
         modules = {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}
-        sums = [torch.stack([p.detach().sum() for p in module.parameters()]).sum() for module in modules.values()]
-        return [f"a weight of {name}" for name, ok in zip(modules, torch.stack(sums).isfinite().tolist()) if not ok]
+        sums = {name: sum(p.detach().sum() for p in module.parameters()) for name, module in modules.items()}
+        return [f"a weight of {name}" for name, total in sums.items() if not math.isfinite(total)]
 
-    # --- files ---
-
-    def _make_folder(self):
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._not_writable(error) from None
-
-    def _not_writable(self, error):
-        return InputError(
-            f"{self.directory} cannot be made or written ({error.strerror}); name another folder with --out"
-        )
-
-    def _take_folder(self):
-        """Lock the folder and, on --resume, load its checkpoint; raises InputError where it is not to be had."""
-        if not self.directory.is_dir():
-            raise InputError(f"--out {self.directory} is a file; name a folder")
-        if not self._is_taken() or at_work(self.directory):  # a folder that is refused gets no lock file
-            try:
-                self._lock()
-            except OSError as error:
-                raise self._not_writable(error) from None
-        if self._is_taken():
-            raise InputError(
-                f"{self.directory} is there already and is not overwritten; "
-                "continue it with --resume, replace it with --overwrite, or name another folder with --out"
-            )
-        if self.settings.resume:
-            self.checkpoint = self._load_checkpoint()
-
-    def _is_taken(self):
-        wanted = self.settings.resume or self.settings.overwrite
-        return not wanted and any(path.name != LOCK for path in self.directory.iterdir())
-
-    def _lock(self):
-        """Hold the folder for this Run, so that no second process writes there; raises InputError where one does."""
-        for attempt in range(5):  # who only looks whether the folder is free holds the lock for an instant
-            with contextlib.suppress(BlockingIOError):
-                descriptor = lock(self.directory)
-                if descriptor is not None:
-                    weakref.finalize(self, os.close, descriptor)
-                self.locked = True
-                return
-            time.sleep(0.05 * attempt)
-        raise InputError(f"another run is at work in {self.directory}; wait for it, or name another folder with --out")
-
-    def _described(self):
-        """Every setting, as it stands in settings.json and in a checkpoint."""
-        return {"script": self.script} | vars(self.settings)
-
-    def _open(self):
-        """Clear the folder of an earlier run, write settings.json and the curves so far, and say what is trained."""
-        sessions = []
-        if self.rows:
-            if self.damaged:  # or it would take the place of the good one at the next save
-                os.replace(self.damaged, self.directory / "checkpoint.damaged.pt")
-            if len(self.rows) == self.settings.epochs:  # a kill may have come between the last checkpoint and these
-                self._write_curves(self.rows)
-                self._plot()
-                return
-            before = read_settings(self.settings_path).get("sessions")
-            sessions = before if isinstance(before, list) else []
-        else:
-            try:
-                for path in (self.checkpoint_path, self.previous_path, self.curves_path, self.plot_path):
-                    path.unlink(missing_ok=True)
-            except OSError as error:
-                raise self._not_writable(error) from None
-        session = {"command": self.command} | environment(self.device)
-        threads = f", {session['threads']} threads" if self.device.type == "cpu" else ""
-        print(
-            f"{self.script}: {self.what} classes of {self.settings.dataset}, seed {self.settings.seed}; on "
-            f"{session['device_name']} ({self.device.type}{threads}), {self.settings.precision}; in {self.directory}",
-            flush=True,
-        )
-        sessions.append({"after_epoch": len(self.rows)} | session)
-        settings = self._described() | session | {"sessions": sessions}
-        write_atomically(self.settings_path, json.dumps(settings, indent=2).encode())
-        self._write_curves(self.rows)
-
-    def _write_curves(self, rows):
-        if rows:
-            write_atomically(self.curves_path, curves_text(rows).encode())
-
-    def _plot(self):
-        start, image = time.monotonic(), io.BytesIO()
-        try:
-            plot_curves(self.rows, self.directory.name, image)
-            write_atomically(self.plot_path, image.getvalue())
-        except Exception as error:  # whatever ails matplotlib or the disk here, a picture must not stop a training
-            print(f"warning: {self.plot_path} could not be drawn ({error}); training goes on", file=sys.stderr)
-        self.next_plot = _seldom(start)
-
-    def _checkpoint(self):
-        """A checkpoint's bytes, of everything as it is now: out of reach of what comes next, a fault of the GPU too."""
-        content = io.BytesIO()
-        state = {
-            "settings": self._described(),
+    def _state(self):
+        """A checkpoint of everything as it is now, in copies on the CPU: neither training nor a GPU fault reach it."""
+        return copied_to_cpu({
+            "settings": self.folder.settings,
             "rows": self.rows,
+            "part_types": self.part_types,
             "parts": {
                 name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
                 for name, part in self.parts.items()
             },
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-        }
-        torch.save(state, content)
-        return content.getbuffer()
+        })  # fmt: skip
 
     def _save(self):
-        """Write the checkpoint, then the curves, so that these never have an epoch that cannot be resumed from."""
-        start, (count, content) = time.monotonic(), self.unsaved
-        try:
-            write_atomically(self.checkpoint_path, content, keep_previous_as=self.previous_path)
-        except InputError:
-            self.unsaved = None  # not tried again on the way out
-            raise
-        self.saved, self.unsaved = count, None
-        if self.saved == self.settings.epochs:
-            self.previous_path.unlink(missing_ok=True)  # there for a run that goes on
-        self._write_curves(self.rows[:count])
-        self.next_save = _seldom(start)
+        start, state = time.monotonic(), self.unsaved
+        self.unsaved = None  # if it fails, it is not tried again on the way out
+        self.folder.save(state)
+        self.saved = len(state["rows"])
+        self.next_save = earliest_repetition(start)
 
     def _save_what_is_finished(self):
         if self.unsaved is not None:
             try:
                 self._save()
-            except InputError as error:  # what ended the training is to be said, too
+            except InputError as error:  # must not hide what ended the training
                 print(f"warning: {error}", file=sys.stderr)
 
-    def _load_checkpoint(self):
-        """The newest whole checkpoint of the folder, or None where none was written yet (and says so)."""
-        start_anew = "start anew with --overwrite, or in another folder with --out"
-        damaged = []
-        for path in (self.checkpoint_path, self.previous_path):
-            if not path.exists():
-                continue
-            checkpoint = read_checkpoint(path)
-            if checkpoint is None:
-                damaged.append(str(path))
-                continue
-            self._same_experiment(checkpoint["settings"], path)
-            epoch = len(checkpoint["rows"])
-            if epoch > self.settings.epochs:
-                raise InputError(f"{path} has {epoch} epochs already; give --epochs {epoch} or more")
-            if damaged:
-                self.damaged = damaged[0]
-                print(f"warning: {self.damaged} is damaged; {path} is used in its place", file=sys.stderr)
-            print(f"resuming {self.directory} after epoch {epoch}", flush=True)
-            return checkpoint
-        if damaged:
-            raise InputError(f"{' and '.join(damaged)}: damaged, and no whole checkpoint is left; {start_anew}")
-        if self.curves_path.exists():
-            raise InputError(f"{self.directory} has curves but no checkpoint to resume from; {start_anew}")
-        if theirs := read_settings(self.settings_path):
-            self._same_experiment(theirs, self.settings_path)
-        print(f"no checkpoint was written in {self.directory} yet; starting from the beginning", flush=True)
-        return None
-
-    def _same_experiment(self, theirs, path):
-        details = differences(self._described(), theirs)
-        if details:
-            raise InputError(
-                f"{path} is of another experiment ({details}); give its settings, or another folder with --out"
-            )
-
-    def _restore(self):
+    def _restore(self, checkpoint):
+        theirs = checkpoint["part_types"]
+        ours = dict.fromkeys(theirs, "not there") | self.part_types
+        refuse_other(ours, theirs, f"the checkpoint in {self.folder.path}")
         try:
             for name, part in self.parts.items():
-                state = self.checkpoint["parts"][name]
+                state = checkpoint["parts"][name]
                 part.set_state(state) if isinstance(part, torch.Generator) else part.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
-                f"the checkpoint in {self.directory} does not fit this code ({str(error).splitlines()[0]}); "
+                f"the checkpoint in {self.folder.path} does not fit this code ({str(error).splitlines()[0]}); "
                 "resume with the code that wrote it, or name another folder with --out"
             ) from None
-        torch.set_rng_state(self.checkpoint["torch_rng"])
-        if self.checkpoint["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(self.checkpoint["cuda_rng"], self.device)
-        self.rows = self.checkpoint["rows"]
+        torch.set_rng_state(checkpoint["torch_rng"])
+        if checkpoint["cuda_rng"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
+        self.rows = checkpoint["rows"]
         self.saved = len(self.rows)
+
+    def _plot(self):
+        start, image, path = time.monotonic(), io.BytesIO(), self.folder.plot_path
+        try:
+            plot_curves(self.rows, self.folder.path.name, image)
+            write_atomically(path, image.getvalue())
+        except Exception as error:  # whatever fails in matplotlib or on the disk, a picture must not stop a training
+            print(f"warning: {path} could not be drawn ({error}); training goes on", file=sys.stderr)
+        self.next_plot = earliest_repetition(start)
 
 
 class Meter:
@@ -339,9 +222,9 @@ class Meter:
         self.run.tick()
 
     def averages(self):
-        """The means by column name, over the steps that had it, and the pass's seconds.
+        """The means by column name, over the steps that had the number, and the pass's seconds.
 
-        Raises InputError where a number was not finite. This is where the host waits for the device, once a pass.
+        Raises InputError if a number is not finite. This is where the host waits for the device, once a pass.
         """
         values, columns = iter(torch.cat(self.values).tolist()), {}
         for iteration, names in enumerate(self.names, start=1):
@@ -349,25 +232,36 @@ class Meter:
                 if not math.isfinite(value):
                     raise InputError(
                         f"{name} became NaN or infinite in epoch {self.run.epoch}, iteration {iteration} "
-                        f"of the {self.name} pass; {self.run.last_good()}; a smaller learning rate may help"
+                        f"of the {self.name} pass; {self.run.save_now()}; a smaller learning rate may help"
                     )
                 columns.setdefault(name, []).append(value)
         means = {f"{self.name}_{name}": math.fsum(values) / len(values) for name, values in columns.items()}
         return means | {f"seconds_{self.name}": time.perf_counter() - self.start}
 
 
-def _seldom(start):
-    """When to do again what began at `start` and ends now, for it to take at most 5 % of the time."""
+def type_name(part):
+    """The class of a part of a checkpoint; of a network, that of its trunk too: "SGD", "Network on VGG16"."""
+    trunk = getattr(part, "trunk", None)
+    return type(part).__name__ + (f" on {type(trunk).__name__}" if trunk is not None else "")
+
+
+def copied_to_cpu(value):
+    """The same nested dicts, lists and tuples, with a copy on the CPU of each tensor."""
+    if torch.is_tensor(value):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        copied = copy.copy(value)  # a state_dict has attributes, too
+        copied.update((name, copied_to_cpu(item)) for name, item in value.items())
+        return copied
+    if type(value) in (list, tuple):
+        return type(value)(map(copied_to_cpu, value))
+    return value
+
+
+def earliest_repetition(start):
+    """When to repeat what began at `start` and ends now, so that it takes at most 5 % of the time."""
     now = time.monotonic()
     return now + 20 * (now - start)
-
-
-def differences(ours, theirs):
-    """What makes two runs different experiments, in words; empty where one may continue the other."""
-    free = FREE_ON_RESUME | ({"settle_statistics"} if settles_anyway(theirs) else set())
-    # off, and not there yet in an older run, are the same
-    differ = [name for name in ours if name not in free and (ours[name] or None) != (theirs.get(name) or None)]
-    return "; ".join(f"{name} was {theirs.get(name)}, now {ours[name]}" for name in differ)
 
 
 def environment(device):
@@ -390,7 +284,7 @@ def environment(device):
 
 
 def processor_name():
-    """The CPU's model name where the system tells it."""
+    """The CPU's model name if the system tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

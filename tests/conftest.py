@@ -22,7 +22,7 @@ import create_dataset
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
-from harness import acceleration, exits, run
+from harness import acceleration, command_line, exits, run
 
 # pytest-xdist's workers have another command line, and inherit this.
 if os.environ.setdefault("MAXL_TESTS_SEE_GPU", str("-m cuda" in " ".join(sys.argv))) != "True":
@@ -43,7 +43,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def pytest_runtest_setup(item):
     """A test finds what a process may set for GPUs off, and one marked cuda is skipped where there is none."""
-    acceleration.allow_tf32(False, False)
+    acceleration.allow_tf32(False)
     torch.backends.cudnn.benchmark = False
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU, and a run of its own: python -m pytest -m cuda")
@@ -198,7 +198,7 @@ def assert_same_run(directory, other):
     assert curves(directory) == curves(other)
     checkpoints = [torch.load(Path(d) / "checkpoint.pt", weights_only=True) for d in (directory, other)]
     ours, theirs = ({k: v for k, v in flatten(c).items() if "/seconds_" not in k} for c in checkpoints)
-    free = {f"/settings/{name}" for name in run.FREE_ON_RESUME}
+    free = {f"/settings/{name}" for name in command_line.FREE_ON_RESUME}
     assert ours.keys() == theirs.keys()
     for name in ours.keys() - free:
         same = torch.equal(ours[name], theirs[name]) if torch.is_tensor(ours[name]) else ours[name] == theirs[name]
