@@ -1,32 +1,32 @@
-"""Three controls for MAXL: the multi-task network on auxiliary labels that hold less than MAXL's may hold.
+"""Three controls for MAXL: the multi-task network on auxiliary labels that nothing was learned for.
 
     python -m experiments.methods.controls --control uniform                                # 20 classes, psi[i] = 5
     python -m experiments.methods.controls --control redrawn --primary-level 0 --psi 3,3,4  # 3 classes into 10
-    python -m experiments.methods.controls --control untrained --quick                      # generated images
+    python -m experiments.methods.controls --control untrained --quick                      # on generated images
 
-uniform    every label is uniform over the psi[i] auxiliary classes of the image's primary class. There is a second head
-           and a second gradient, as in MAXL, but no information beyond the primary class: what MAXL gains over it is
-           due to the labels.
-redrawn    every time an image is seen, its label is one of these psi[i] classes, each with the same probability. The
-           auxiliary loss is linear in the labels, so the mean gradient is uniform's: what redrawn gains over uniform is
-           due to noise.
-untrained  the labels are those of MAXL's label generator with its first weights, so this is MAXL without the second
-           pass: what MAXL gains over it, both tested with settled statistics, is due to what the label generator learns.
+uniform    Every label is uniform over the psi[i] auxiliary classes of the image's primary class. There is a second head
+           and a second gradient, as in MAXL, but no information beyond the primary class. What MAXL gains over uniform
+           is due to the labels.
+redrawn    Each time an image is seen, its label is one of these psi[i] classes, each with the same probability. The
+           auxiliary loss is linear in the labels, so the mean gradient is that of uniform. What redrawn gains over
+           uniform is due to noise.
+untrained  The labels are those of MAXL's label generator with its first weights. This is MAXL without the second pass.
+           What MAXL gains over it, both tested with settled statistics, is due to what the label generator learns.
+
+Not yet run at full length.
 """
 
 import sys
 
 import torch
 
-import create_dataset
+import maxl
 import model_vgg_human
-import utils
+import model_vgg_maxl
 from experiments.methods import random_labels
-from harness.command_line import add_psi, check_psi, make_parser, parse_settings
 from harness.exits import run_main
-from model_vgg_maxl import hierarchy_mask, make_networks
 
-SETTINGS = random_labels.SETTINGS
+SETTINGS = random_labels.SETTINGS | {"control": "uniform"}
 
 
 class UniformLabels(model_vgg_human.TrueLabels):
@@ -34,7 +34,7 @@ class UniformLabels(model_vgg_human.TrueLabels):
 
     def __init__(self, split, settings):
         super().__init__(settings.primary_level)
-        mask = hierarchy_mask(settings.psi).to(split.labels.device)
+        mask = maxl.hierarchy_mask(settings.psi).to(split.labels.device)
         self.labels = mask / mask.sum(dim=1, keepdim=True)
 
     def __call__(self, images, labels):
@@ -63,8 +63,7 @@ class UntrainedLabels(model_vgg_human.TrueLabels):
 
     def __init__(self, split, settings):
         super().__init__(settings.primary_level)
-        _, label_generator = make_networks(lambda: utils.Backbone(settings.width), settings.psi, settings.seed)
-        self.label_generator = label_generator.to(split.labels.device)
+        self.label_generator = model_vgg_maxl.make_networks(settings)["label_generator"].to(split.labels.device)
         self.parts = {"label_generator": self.label_generator}
 
     @torch.no_grad()
@@ -73,26 +72,19 @@ class UntrainedLabels(model_vgg_human.TrueLabels):
 
 
 CONTROLS = {"uniform": UniformLabels, "redrawn": RedrawnLabels, "untrained": UntrainedLabels}
+OPTIONS = {"control": (tuple(CONTROLS), "which of the three, see above", None, None)}
+
+make_networks = model_vgg_human.make_networks
 
 
 def parse(argv=None):
-    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
-    parser = make_parser(__doc__)
-    add_psi(parser)
-    parser.add_argument("--control", required=True, choices=CONTROLS, help="which of the three, see above")
-    settings = parse_settings(parser, SETTINGS, argv)
-    level = settings.primary_level
-    check_psi(settings.psi, create_dataset.LEVEL_CLASSES[level], f"primary level {level}")
-    return settings
+    """The command line's settings. Raises InputError if ψ does not fit the primary level."""
+    return random_labels.parse(argv, __doc__, SETTINGS, OPTIONS)
 
 
 def main(argv=None):
     settings = parse(argv)
-    model_vgg_human.train(
-        "experiments.methods.controls", settings, argv, sum(settings.psi),
-        make_auxiliary_labels=lambda split: CONTROLS[settings.control](split, settings),
-        test_levels=[settings.primary_level],
-    )  # fmt: skip
+    random_labels.train("experiments.methods.controls", settings, argv, CONTROLS[settings.control])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from experiments.runner import process
 from experiments.runner.here import share_of_machine
 from experiments.runner.progress import Progress
-from harness.exits import InputError, raise_dropped
+from harness.exits import InputError
 from harness.files import at_work
 
 
@@ -74,7 +74,6 @@ def run_on_cluster(tasks, cluster, jobs, parameters):
                     progress.say(f"submitted {task.name} as job {job.job_id}")
                     running[task] = job, task.epochs_done()
             time.sleep(1 if cluster == "local" else 10)
-            raise_dropped()
             for task, (job, epochs) in list(running.items()):
                 if not job.done():
                     continue

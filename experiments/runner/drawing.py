@@ -1,8 +1,17 @@
 """Curves over the epochs as a figure: means over seeds as lines, standard deviations as bands."""
 
 import math
+import textwrap
 
 from experiments.runner.report import mean_and_spread
+
+LINES = "Lines: means over the seeds; bands: ± one standard deviation."
+
+
+def caption(figure, words):
+    """Write under a matplotlib Figure what it shows."""
+    width = int(17 * figure.get_figwidth())  # letters of size 7 in a line
+    figure.supxlabel(textwrap.fill(words, width), fontsize=7, color="dimgray")
 
 
 def band(curves):
@@ -25,28 +34,21 @@ def draw_band(axes, curves, label, colour, style, places=None):
     return line
 
 
-def panels(pairs):
-    """A matplotlib Figure, its panels by pair, and, beside that of a single pair, one to look closer (or None)."""
+def grid_of(count, columns, size, margin):
+    """A matplotlib Figure and `count` axes, `columns` in a row, each of about `size` inches; the rest stays empty."""
     from matplotlib.figure import Figure
 
-    columns = min(3, max(2, len(pairs)))
-    lines = -(-len(pairs) // columns)
-    height = 2.9 if len(pairs) > 1 else 3.6
-    figure = Figure(figsize=(1 + 3.6 * columns, 0.9 + height * lines), layout="constrained")
+    lines = -(-count // columns)
+    inches = [one * n + more for one, n, more in zip(size, (columns, lines), margin)]
+    figure = Figure(figsize=inches, layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
-    for axes, pair in zip(grid, pairs):
-        primary, auxiliary = pair.split("-")
-        axes.set_title(f"{primary} primary, {auxiliary} auxiliary classes", fontsize=10)
-    if len(pairs) == 1:
-        grid[1].set_title("its second half, larger", fontsize=10)
-        return figure, dict(zip(pairs, grid)), grid[1]
-    for axes in grid[len(pairs) :]:
+    for axes in grid[count:]:
         axes.axis("off")
-    return figure, dict(zip(pairs, grid)), None
+    return figure, grid[:count]
 
 
-def look_closer(axes):
-    """Show the second half of what is drawn, at a scale of its own."""
+def enlarge_second_half(axes, over):
+    """Show the second half of what is drawn, with a scale of its own. over: label of the horizontal axis."""
     left, right = axes.dataLim.intervalx
     if left == right:
         return
@@ -54,18 +56,20 @@ def look_closer(axes):
     heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
     margin = 0.1 * (max(heights) - min(heights)) or 1.0
     axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
+    axes.set_title(f"{over} {middle:.0f} to {right:.0f}", fontsize=10)
 
 
 def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
-    """A figure with a panel a pair: means over seeds as lines, ± a standard deviation as bands, a line a method.
+    """A figure with a panel a pair and a line a method, and for a single pair a second panel with its second half.
 
     methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
-    epochs, empty where unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
-    A single pair has a second panel, with the second half larger.
+    epochs, empty if unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
     """
-    figure, grid, closer = panels(pairs)
+    panels = pairs if len(pairs) > 1 else 2 * pairs
+    figure, grid = grid_of(len(panels), min(3, len(panels)), (3.6, 2.9 if len(pairs) > 1 else 3.6), (1, 1.3))
     shown = {}
-    for pair, axes in [*grid.items(), *([(pairs[0], closer)] if closer else [])]:
+    for pair, axes in zip(panels, grid):
+        axes.set_title("{} primary, {} auxiliary classes".format(*pair.split("-")), fontsize=10)
         for name, method in methods.items():
             curves = list(filter(None, map(curve, runs.get((pair, name), {}).values())))
             if curves:
@@ -75,11 +79,10 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
         axes.set(xlabel=over[0], ylabel=what)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    if closer and closer.lines:
-        look_closer(closer)
+    if len(pairs) == 1 and grid[1].lines:
+        enlarge_second_half(grid[1], over[0])
     ordered = [method.label for method in methods.values() if method.label in shown]
     inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
-    columns = int(figure.get_figwidth() / inches)
-    legend = {"loc": "outside upper center", "ncols": columns, "frameon": False, "handlelength": 3}
-    figure.legend([shown[label] for label in ordered], ordered, **legend)
+    legend = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}
+    figure.legend([shown[label] for label in ordered], ordered, handlelength=3, **legend)
     return figure

@@ -7,14 +7,13 @@ import torch
 
 from experiments.runner import process
 from experiments.runner.progress import Progress
-from harness.exits import raise_dropped
 from harness.files import at_work
 
 
 def run_here(tasks, jobs):
     """Run the tasks that are not done, `jobs` at a time; returns {task: "unfinished" or why it failed}.
 
-    A folder that another process is at work in is waited for. Whatever ends this function ends the runs first.
+    It waits for a folder that another process is at work in. Whatever ends this function ends the runs first.
     """
     waiting, running, bad = [task for task in tasks if task.state() != "done"], {}, {}
     progress = Progress(tasks)
@@ -33,7 +32,6 @@ def run_here(tasks, jobs):
                     with process.signals_held():
                         running[slot] = task, process.start(task.command, task.log, **share_of_machine(slot, jobs))
             time.sleep(0.5)
-            raise_dropped()
             for slot, (task, run) in list(running.items()):
                 code = run.poll()
                 if code is None:
