@@ -24,11 +24,11 @@ from experiments.runner.main import Experiment
 
 SCRIPT = "experiments.methods.variations"
 VARIATIONS = {  # the colours are Tol's, none of a method of Figure 3
-    "cross-entropy": Method(SCRIPT, "cross-entropy loss", "#332288", "-.", 4.7, ("--focal-gamma", "0")),
-    "no-mask": Method(SCRIPT, "no Mask SoftMax", "#117733", ":", 4.7),
-    "latent": Method(SCRIPT, "latent vector", "#88CCEE", (0, (5, 1)), 4.7),
-    "same-iteration": Method(SCRIPT, "same iteration", "#882255", (0, (1, 1)), 4.7),
-    "validation": Method(SCRIPT, "validation", "#DDCC77", (0, (3, 1, 1, 1)), 4.7),
+    "cross-entropy": Method(SCRIPT, "cross-entropy loss", "#332288", "-.", ("--focal-gamma", "0")),
+    "no-mask": Method(SCRIPT, "no Mask SoftMax", "#117733", ":"),
+    "latent": Method(SCRIPT, "latent vector", "#88CCEE", (0, (5, 1))),
+    "same-iteration": Method(SCRIPT, "same iteration", "#882255", (0, (1, 1))),
+    "validation": Method(SCRIPT, "validation", "#DDCC77", (0, (3, 1, 1, 1))),
 }
 VARIATIONS = {
     name: method._replace(options=("--variant", name, *method.options)) for name, method in VARIATIONS.items()

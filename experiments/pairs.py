@@ -20,23 +20,22 @@ class Method(NamedTuple):
     label: str
     colour: str
     style: object  # of its line
-    cost: float  # of an epoch in epochs of Single, roughly, to weigh the time left
     options: tuple = ()  # that make it this method
 
 
 CONTROLS = "experiments.methods.controls"
 # Okabe and Ito's colours, told apart by the colour-blind; with the line styles also in a grey print
 METHODS = {
-    "single": Method("model_vgg_single", "Single", "#000000", "--", 1.0),
-    "random": Method("experiments.methods.random_labels", "Random", "#E69F00", "-.", 1.0),
-    "kmeans": Method("experiments.methods.kmeans", "K-Means", "#009E73", ":", 1.1),
-    "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1)), 1.0),
-    "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-", 4.7),
+    "single": Method("model_vgg_single", "Single", "#000000", "--"),
+    "random": Method("experiments.methods.random_labels", "Random", "#E69F00", "-."),
+    "kmeans": Method("experiments.methods.kmeans", "K-Means", "#009E73", ":"),
+    "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1))),
+    "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-"),
     # not in Figure 3 of the paper: controls, and the other half of Table 3
-    "uniform": Method(CONTROLS, "Uniform", "#CC79A7", (0, (1, 1)), 1.0, ("--control", "uniform")),
-    "redrawn": Method(CONTROLS, "Redrawn", "#8C510A", (0, (5, 1, 1, 1)), 1.0, ("--control", "redrawn")),
-    "untrained": Method(CONTROLS, "Untrained", "#888888", (0, (3, 1, 1, 1)), 1.3, ("--control", "untrained")),
-    "maxl0": Method("model_vgg_maxl", "MAXL, λ = 0", "#56B4E9", (0, (8, 2)), 4.7, ("--entropy-weight", "0")),
+    "uniform": Method(CONTROLS, "Uniform", "#CC79A7", (0, (1, 1)), ("--control", "uniform")),
+    "redrawn": Method(CONTROLS, "Redrawn", "#8C510A", (0, (5, 1, 1, 1)), ("--control", "redrawn")),
+    "untrained": Method(CONTROLS, "Untrained", "#888888", (0, (3, 1, 1, 1)), ("--control", "untrained")),
+    "maxl0": Method("model_vgg_maxl", "MAXL (λ = 0)", "#56B4E9", (0, (8, 2)), ("--entropy-weight", "0")),
 }
 FIVE = ["single", "random", "kmeans", "human", "maxl"]  # of Figure 3
 ORDER = ("maxl", "single", "human")  # these start first
@@ -82,7 +81,7 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
     own += [*chosen.options, "--seed", str(seed)]
     scripts = [each.script for each in methods.values()]
     options = shared_options(with_defaults(options, DEFAULTS), chosen.script, scripts)
-    return Task(run_name(method, pair, seed), method, chosen.script, tuple(own), root, options, chosen.cost)
+    return Task(run_name(method, pair, seed), method, chosen.script, tuple(own), root, options)
 
 
 def plan(settings, options=()):

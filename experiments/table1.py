@@ -29,7 +29,6 @@ SCRIPTS = {name: f"experiments.methods.table1_{name}" for name in (SINGLE, "maxl
 DEFAULTS = {"--test-statistics": "settled"}  # MAXL's second pass settles its own, so this treats both alike
 SIX = ["mnist", "svhn", "cifar10", "imagenet32", "cinic10", "ucf101"]
 TITLES = {"conv4": "4-layer ConvNet", "vgg16": "VGG-16", "resnet32": "ResNet-32"}
-GFLOP = {"conv4": 0.03, "vgg16": 0.63, "resnet32": 0.14}  # of an image's forward, to weigh the time left
 PAPER = {  # mean, ± in %
     "mnist": {SINGLE: (99.57, 0.02), 2: (99.56, 0.04), 3: (99.71, 0.02), 5: (99.59, 0.03), 10: (99.57, 0.02)},
     "svhn": {SINGLE: (94.05, 0.07), 2: (94.39, 0.08), 3: (94.38, 0.07), 5: (94.59, 0.12), 10: (94.41, 0.09)},
@@ -47,16 +46,12 @@ def run_name(dataset, method, seed):
 
 def task(dataset, method, seed, root, options=()):
     """The run of a method on a dataset from a seed, as a Task."""
-    own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone]
-    cost = DATASETS[dataset].sizes[0] * GFLOP.get(DATASETS[dataset].backbone, 0.1) / (50_000 * GFLOP["vgg16"])
-    if method != SINGLE:
-        own, cost = [*own, "--psi", str(method)], 4.7 * cost
+    own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone, "--seed", str(seed)]
+    own += [] if method == SINGLE else ["--psi", str(method)]
     kind = SINGLE if method == SINGLE else "maxl"
     options = shared_options(with_defaults(options, DEFAULTS), SCRIPTS[kind], SCRIPTS.values())
-    return Task(
-        run_name(dataset, method, seed), f"{kind} on {dataset}", SCRIPTS[kind], (*own, "--seed", str(seed)), root,
-        options, cost, registry,
-    )  # fmt: skip
+    name = run_name(dataset, method, seed)
+    return Task(name, f"{kind} on {dataset}", SCRIPTS[kind], tuple(own), root, options, registry)
 
 
 def plan(settings, options=()):

@@ -26,7 +26,6 @@ import sys
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 import create_dataset
 import maxl
@@ -72,7 +71,8 @@ def latent_loss(network, images, primary, labels=None, gamma=2.0, auxiliary_weig
     numbers = {"primary_loss": primary_loss, "primary_accuracy": maxl.accuracy(logits, primary)}
     if labels is not None:
         dtype = torch.promote_types(outputs.dtype, torch.float32)
-        numbers["auxiliary_loss"] = F.mse_loss(outputs.to(dtype), labels.to(dtype))
+        # not F.mse_loss, which torch cannot differentiate in forward mode if only one argument has a tangent
+        numbers["auxiliary_loss"] = (outputs.to(dtype) - labels.to(dtype)).square().mean()
         loss = primary_loss + auxiliary_weight * numbers["auxiliary_loss"]
     return loss, numbers
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.runner import report
-from experiments.runner.cluster import executor_parameters, run_on_cluster
-from experiments.runner.here import run_here
+from experiments.runner.cluster import Cluster, executor_parameters
+from experiments.runner.here import Here, run_tasks
 from experiments.runner.progress import show_plan, show_status
 from experiments.runner.ready import fetch_data
 from experiments.runner.task import check_plan
@@ -100,10 +100,10 @@ class Experiment:
         """Run what is missing, then draw; raises InputError if runs failed, TimeLimit if some are unfinished."""
         parameters = executor_parameters(settings.submitit_parameters)
         fetch_data([task for task in tasks if task.state() != "done"])
+        where = Here(settings.jobs)
         if settings.submitit:
-            bad = run_on_cluster(tasks, settings.submitit, settings.jobs, parameters)
-        else:
-            bad = run_here(tasks, settings.jobs)
+            where = Cluster(settings.submitit, settings.jobs, settings.out, parameters)
+        bad = run_tasks(tasks, where)
         if any(task.epochs_done() for task in tasks):
             try:
                 self.draw(settings)

@@ -1,48 +1,18 @@
-"""How far a plan is: its state in words, the time it will take, and a bar while it runs."""
+"""How far a plan is, in words, and the time that it will take."""
 
 import collections
 import contextlib
-import datetime
 import io
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import create_dataset
-from experiments.runner.task import Task
 from harness.curves import read_curves, row_seconds
 from harness.exits import InputError, run_main
 
 ITERATIONS = 2  # of each pass, for an estimate
-
-
-class Progress:
-    """A bar over the epochs of all runs, weighted by what they cost, and a line for each thing that happens."""
-
-    def __init__(self, tasks):
-        self.tasks, self.next_look = tasks, 0.0
-        self.bar = tqdm(
-            total=self.cost(lambda task: task.settings.epochs), initial=self.cost(Task.epochs_done),
-            disable=None, smoothing=0, dynamic_ncols=True, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left",
-        )  # fmt: skip
-
-    def cost(self, epochs):
-        return sum(task.cost * epochs(task) for task in self.tasks)
-
-    def show(self, **counts):
-        if self.bar.disable or time.monotonic() < self.next_look:
-            return
-        self.next_look = time.monotonic() + 5  # a look reads the curves of all runs
-        self.bar.set_description(", ".join(f"{n} {what}" for what, n in counts.items() if n), refresh=False)
-        self.bar.n = self.cost(Task.epochs_done)
-        self.bar.refresh()
-
-    def say(self, text):
-        with tqdm.external_write_mode():
-            print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
 
 
 def show_plan(tasks, jobs):
@@ -101,19 +71,21 @@ def iterations(settings, images):
 
 def show_status(tasks):
     """Print how far every run is, and about how long the rest will take, from the epochs run so far."""
-    width = max(24, *(len(task.name) for task in tasks))
-    counts, seconds, cost, left = collections.Counter(), 0.0, 0.0, 0.0
+    width, counts = max(24, *(len(task.name) for task in tasks)), collections.Counter()
+    spent, left = collections.defaultdict(list), collections.Counter()
     for task in tasks:
         state, rows = task.state(), read_curves(task.folder)
         why = task.failure() if state in ("unfinished", "not begun") else ""
         state = "failed" if why else state
         counts[state] += 1
         print(f"{task.name:{width}s} {state:10s} epoch {len(rows)} of {task.settings.epochs} {why}".rstrip())
-        seconds += sum(map(row_seconds, rows))
-        cost += task.cost * len(rows)
-        left += task.cost * (task.settings.epochs - len(rows))
-    rest = f"; about {duration(left * seconds / cost)} of runs left, one after the other" if cost and left else ""
-    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + rest)
+        spent[task.method] += map(row_seconds, rows)
+        left[task.method] += task.settings.epochs - len(rows)
+    known = [method for method in left if spent[method] and left[method]]
+    rest = sum(left[method] * sum(spent[method]) / len(spent[method]) for method in known)
+    of = f", of {', '.join(known)}" if len(known) < sum(epochs > 0 for epochs in left.values()) else ""
+    words = f"; about {duration(rest)} of runs left{of}, one after the other" if known else ""
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + words)
 
 
 def duration(seconds):

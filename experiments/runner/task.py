@@ -60,7 +60,6 @@ class Task:
     own: tuple  # arguments that make it this run: levels, psi, seed, ...
     root: Path
     options: tuple = ()  # arguments that all runs of the plan share
-    cost: float = 1.0  # of an epoch, roughly and in epochs of Single, to weigh the time left
     data: object = create_dataset  # where its dataset comes from: has SIZES, and read(name, data_root)
 
     @property
