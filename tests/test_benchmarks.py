@@ -25,18 +25,17 @@ def test_step_cost_writes_its_table_as_json_markdown_and_chart(options, tmp_path
     table = (tmp_path / "step_cost.md").read_text()
     assert table.strip() == capsys.readouterr().out.strip()
     assert (tmp_path / "step_cost.png").read_bytes().startswith(PNG)
-    where = results["environment"]
+    where, steps = results["environment"], results["steps"]
     assert where["torch_version"] == torch.__version__ and where["threads"] == 1
     assert all(f"{name.replace('_', ' ')} {value}" in table for name, value in where.items())
-    steps = results["steps"]
     for row, cost in steps.items():
         assert f"| {row} | {cost['seconds']:.4f}" in table
         assert 0 < cost["fastest"] <= cost["seconds"] <= cost["slowest"]
         assert cost["times_single"] == pytest.approx(cost["seconds"] / steps["Single step"]["seconds"])
     rows = "data and augmentation", "test", "MAXL first pass", "MAXL second pass, forward-mode"
     data, test, *passes = (steps[row]["seconds"] for row in rows)
-    expected = 5000 * (sum(passes) + 2 * data) + 1000 * test  # batches of 10
-    assert results["epoch_seconds"]["MAXL, forward-mode"] == pytest.approx(expected)
+    epoch = results["epoch_seconds"]["MAXL, forward-mode"]
+    assert epoch == pytest.approx(5000 * (sum(passes) + 2 * data) + 1000 * test)  # batches of 10
 
 
 @pytest.mark.parametrize("option", ["--batch-size=1", "--repeats=0", "--threads=0", "--width=nan", "--precision=tf32"])
@@ -79,8 +78,8 @@ def test_rows_are_interleaved_and_the_first_round_is_not_counted():
     bench = step_cost.Bench(CPU, width=0.05, batch_size=4)
     order = []
     bench.rows = {row: lambda row=row: order.append(row) for row in "ab"}
-    times = step_cost.measure(bench, repeats=2)
-    assert order == ["a", "b"] * 3 and [len(seconds) for seconds in times.values()] == [2, 2]
+    assert [len(seconds) for seconds in step_cost.measure(bench, repeats=2).values()] == [2, 2]
+    assert order == ["a", "b"] * 3
 
 
 def test_precision_writes_its_table(tmp_path, monkeypatch):
@@ -99,9 +98,8 @@ def test_the_finite_difference_closes_in_on_the_exact_gradient_where_the_loss_is
     labels = ToyGenerator(rng.standard_normal(5), [2, 3])(images, primary).detach().requires_grad_()
     v = {"w": torch.tensor(-0.4, dtype=torch.float64)}
     parts = (lambda network: maxl.multi_task_loss(network, images, primary, labels)[0]), network, {}, labels, v
-    exact = maxl.by_forward_mode(*parts)
     coarse, fine = (precision.by_finite_difference(*parts, distance=distance) for distance in (0.1, 0.01))
-    for right, rough, near in zip(exact, coarse, fine):
+    for right, rough, near in zip(maxl.by_forward_mode(*parts), coarse, fine):
         assert 0 < (rough - right).norm() < 0.1 * right.norm()
         assert (near - right).norm().item() == pytest.approx((rough - right).norm().item() / 100, rel=0.05)
 
