@@ -34,7 +34,8 @@ def test_the_default_folder_says_what_is_in_it(script, own, name):
 
 
 def test_different_psi_never_share_a_folder_and_its_name_stays_short():
-    psis = [[1 + i // 2 % 2 + (i == j) for i in range(20)] for j in range(20)] + [[3, 3, 4], [5, 1, 4], [33, 4], [3, 34]]
+    psis = [[1 + i // 2 % 2 + (i == j) for i in range(20)] for j in range(20)]  # one differs in each
+    psis += [[3, 3, 4], [5, 1, 4], [33, 4], [3, 34], [5] * 3, [3] * 5]
     names = {str(default_folder("m", argparse.Namespace(dataset="cifar100", seed=0, psi=psi))) for psi in psis}
     assert len(names) == len(psis) and max(map(len, names)) < 45 and not any(set(name) & set("*? ") for name in names)
 

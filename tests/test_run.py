@@ -1,4 +1,4 @@
-"""A run: what it writes and prints, how an epoch goes, what it refuses. The loop with the toy, the rest with scripts."""
+"""A run: what it writes, how an epoch goes, when it stops. The loop with the toy, training with the scripts."""
 
 import errno
 import io
