@@ -320,15 +320,14 @@ def read(dataset, data_root):
     return load_cifar100(data_root)
 
 
-def load(dataset, data_root, device, train_images=None, seed=0, channels_last=False):
-    """Return the training and the test Split of `dataset` ("cifar100" or "synthetic") on `device`.
+def load(settings, device):
+    """Return the training and the test Split of settings.dataset ("cifar100" or "synthetic") on `device`.
 
-    train_images: size of a class-balanced subset of the training split, drawn from `seed`; None is all of it.
-    channels_last: memory layout of the batches.
-    The synthetic images are the same for every seed, as CIFAR-100's are.
+    settings.train_images: size of a class-balanced subset of the training split, drawn from settings.seed; None is all
+    of it. settings.channels_last: memory layout of the batches. The synthetic images are the same for every seed.
     """
-    (images, labels), test = read(dataset, data_root)
-    if train_images is not None:
-        subset = balanced_subset(labels, train_images, seed)
+    (images, labels), test = read(settings.dataset, settings.data_root)
+    if settings.train_images is not None:
+        subset = balanced_subset(labels, settings.train_images, settings.seed)
         images, labels = images[subset.numpy()], labels[subset]
-    return Split(images, labels, device, channels_last), Split(*test, device, channels_last)
+    return Split(images, labels, device, settings.channels_last), Split(*test, device, settings.channels_last)

@@ -3,23 +3,23 @@
     python model_vgg_single.py                    # 20 classes, the paper's settings
     python model_vgg_single.py --primary-level 0  # 3 classes
     python model_vgg_single.py --quick            # a first look on generated images
-
-Not yet run at full length.
 """
 
+import functools
 import sys
 
 import torch
 
 import create_dataset
+import maxl
 import utils
-from harness.acceleration import Acceleration, select_device
-from harness.command_line import make_parser, parse_settings
+from harness.acceleration import autocast, place, select_device
+from harness.command_line import parse_settings
 from harness.exits import run_main
 from harness.run import Run
 
 # ------------------------------------------------------------------------------------------------
-# Settings: the paper's; those with an option can be set on the command line too
+# Settings: the paper's; each is an option of the command line, too
 # ------------------------------------------------------------------------------------------------
 
 SETTINGS = {
@@ -30,6 +30,7 @@ SETTINGS = {
     "learning_rate": 0.01,  # plain SGD: no momentum, no weight decay (App. B, section 4.3)
     "halve_every": 50,  # epochs after which the learning rate is halved (App. B)
     "focal_gamma": 2.0,  # γ, eq. 1
+    "test_statistics": "running",  # of BatchNorm; "settled" to compare with MAXL on equal terms
 }
 
 # ------------------------------------------------------------------------------------------------
@@ -37,67 +38,66 @@ SETTINGS = {
 # ------------------------------------------------------------------------------------------------
 
 
-def single_step(network, optimizer, images, primary, gamma=2.0):
-    """One update on the primary loss (eq. 1) alone. images: (B, 3, 32, 32); primary: int64 (B,)."""
-    (logits,) = network(images)
-    loss = utils.focal_loss(logits, primary, gamma)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return {"primary_loss": loss.detach(), "primary_accuracy": utils.accuracy(logits, primary)}
-
-
-def train_epoch(network, optimizer, batches, primary_level, gamma, meter, step=single_step):
-    """One pass over the training data; returns its averages by column name."""
+def train_epoch(network, optimizer, batches, level, loss, meter):
+    """One pass over the training data on the primary loss (eq. 1); returns its averages by column name."""
     network.train()
     for images, labels in batches:
-        meter.add(step(network, optimizer, images, labels[:, primary_level], gamma))
+        meter.add(maxl.multi_task_step(network, optimizer, images, labels[:, level], loss=loss))
     return meter.averages()
 
 
-def fit(run, fast, train, test, settings, network, optimizer, scheduler, level=0):
-    """Train for what is left of settings.epochs on `train` and test after each; `run` keeps them.
+def make_networks(settings):
+    """The network before the first epoch, by its name in a checkpoint."""
+    torch.manual_seed(settings.seed)
+    network = maxl.Network(utils.Backbone(settings.width), create_dataset.LEVEL_CLASSES[settings.primary_level])
+    return {"network": utils.initialise(network, torch.nn.init.xavier_uniform_)}
 
-    train, test: Splits. fast: an Acceleration, whose device the network is on. level: of the primary labels.
+
+def make_optimizers(networks, settings):
+    """The optimizer and the schedule of its learning rate, by name."""
+    optimizer = torch.optim.SGD(networks["network"].parameters(), lr=settings.learning_rate)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
+    return {"optimizer": optimizer, "scheduler": scheduler}
+
+
+def fit(run, device, train, test, settings, parts, levels):
+    """Train for what is left of settings.epochs on `train` and test after each; `run` keeps the parts and the curves.
+
+    train, test: Splits. parts: network, optimizer and schedule by name. levels: [the level of the primary labels].
     """
-    gamma, generator = settings.focal_gamma, torch.Generator().manual_seed(settings.seed)
-    step, low = fast.capture(single_step), fast.lower(network)
-    for epoch in run.epochs(
-        train.iterations(settings.batch_size), fast.device,
-        network=network, optimizer=optimizer, scheduler=scheduler, generator=generator,
-    ):  # fmt: skip
+    network, optimizer = parts["network"], parts["optimizer"]
+    loss = functools.partial(maxl.multi_task_loss, gamma=settings.focal_gamma)
+    generator = torch.Generator().manual_seed(settings.seed)
+    for epoch in run.epochs(train.iterations(settings.batch_size), device, parts | {"generator": generator}):
         row = {"learning_rate": optimizer.param_groups[0]["lr"]}
-        batches = train.train_batches(settings.batch_size, generator)
-        row |= train_epoch(low, optimizer, batches, level, gamma, run.meter("train"), step)
-        if settings.settle_statistics:
-            utils.settle_statistics(low, train, settings.batch_size, seed=settings.seed + epoch)
-        row |= utils.evaluate(low, test, [level], gamma)
-        scheduler.step()
+        with autocast(device, settings):
+            batches = train.train_batches(settings.batch_size, generator)
+            row |= train_epoch(network, optimizer, batches, levels[0], loss, run.meter("train"))
+            if settings.test_statistics == "settled":
+                utils.settle_statistics(network, train, settings.batch_size, seed=settings.seed + epoch)
+            row |= utils.evaluate(network, test, levels, settings.focal_gamma, settings.test_statistics)
+        parts["scheduler"].step()
         run.end_epoch(row)
 
 
+# ------------------------------------------------------------------------------------------------
+# Main
+# ------------------------------------------------------------------------------------------------
+
+
 def parse(argv=None):
-    """The command line's settings."""
-    return parse_settings(make_parser(__doc__, auxiliary_task=False), SETTINGS, argv)
+    """The command line's settings. Raises InputError for what is out of range."""
+    return parse_settings(__doc__, SETTINGS, argv, auxiliary_task=False)
 
 
 def main(argv=None):
     settings = parse(argv)
-    device = select_device(settings.device)
-    fast = Acceleration(device, settings.precision, settings.channels_last, settings.cuda_graphs)
-    level = settings.primary_level
-    classes = create_dataset.LEVEL_CLASSES[level]
-    run = Run("model_vgg_single", f"{classes}", settings, argv)
-    train, test = create_dataset.load(
-        settings.dataset, settings.data_root, device, settings.train_images, settings.seed, settings.channels_last
-    )
-
-    torch.manual_seed(settings.seed)
-    network = utils.Network(utils.Backbone(settings.width), classes)
-    fast.place(utils.initialise(network, torch.nn.init.xavier_uniform_))
-    optimizer = torch.optim.SGD(network.parameters(), lr=settings.learning_rate)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, settings.halve_every, gamma=0.5)
-    fit(run, fast, train, test, settings, network, optimizer, scheduler, level)
+    device = select_device(settings)
+    run = Run("model_vgg_single", settings, argv)
+    train, test = create_dataset.load(settings, device)
+    networks = place(make_networks(settings), device, settings)
+    parts = networks | make_optimizers(networks, settings)
+    fit(run, device, train, test, settings, parts, [settings.primary_level])
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import model_vgg_maxl
+import maxl
 import utils
-from utils import VGG16, Network
+from maxl import Network
+from utils import VGG16
 
 
 def focal_by_the_formula(logits, labels, gamma):
@@ -27,26 +28,38 @@ def test_focal_loss_is_equation_1_for_hard_and_soft_labels(gamma):
     hard = rng.integers(7, size=16)
     soft = rng.dirichlet(np.ones(7), size=16)
     for labels, weights in ((hard, np.eye(7)[hard]), (soft, soft)):
-        ours = utils.focal_loss(torch.tensor(logits), torch.tensor(labels), gamma).item()
+        ours = maxl.focal_loss(torch.tensor(logits), torch.tensor(labels), gamma).item()
         assert ours == pytest.approx(focal_by_the_formula(logits, weights, gamma), rel=1e-12)
 
 
 def test_focal_loss_without_focus_is_cross_entropy():
     logits, labels = torch.randn(8, 5), torch.arange(8) % 5
-    assert torch.allclose(utils.focal_loss(logits, labels, gamma=0.0), F.cross_entropy(logits, labels))
+    assert torch.allclose(maxl.focal_loss(logits, labels, gamma=0.0), F.cross_entropy(logits, labels))
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (5,), (1,), (8, 4), (8, 5, 1), ()])
 def test_labels_of_a_shape_that_would_broadcast_are_refused(shape):
-    with pytest.raises(ValueError, match=r"for logits \(8, 5\); give \(B,\) or \(B, K\)"):
-        utils.focal_loss(torch.randn(8, 5), torch.zeros(shape, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"for logits of shape \(8, 5\); give class ids"):
+        maxl.focal_loss(torch.randn(8, 5), torch.zeros(shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
+def test_class_ids_of_any_integer_type_are_taken_and_floats_refused(dtype):
+    """A uint8 index would be taken for a mask."""
+    ids, logits = torch.tensor([1, 0, 1]), torch.randn(3, 2)
+    assert torch.equal(maxl.focal_loss(logits, ids.to(dtype)), maxl.focal_loss(logits, ids))
+    generator, images = maxl.LabelGenerator(VGG16(1 / 16), [2, 3]), torch.randn(3, 3, 32, 32)
+    assert torch.equal(generator(images, ids.to(dtype)), generator(images, ids))
+    for refuses in (lambda: maxl.focal_loss(logits, ids.float()), lambda: generator(images, ids.float())):
+        with pytest.raises(ValueError, match="give class ids, integers"):
+            refuses()
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0])
 @pytest.mark.parametrize("wrong, right", [(0.0, 200.0), (0.0, 18.0), (200.0, 0.0), (1e4, -1e4)])
 def test_focal_loss_and_its_derivatives_stay_finite_where_a_softmax_is_0_or_1(wrong, right, gamma):
     logits = torch.tensor([[right, wrong]], requires_grad=True)
-    loss = utils.focal_loss(logits, torch.tensor([0]), gamma)
+    loss = maxl.focal_loss(logits, torch.tensor([0]), gamma)
     (gradient,) = torch.autograd.grad(loss, logits, create_graph=True)
     (second,) = torch.autograd.grad(gradient[0, 0], logits)
     assert loss.isfinite() and gradient.isfinite().all() and second.isfinite().all()
@@ -57,8 +70,8 @@ def test_focal_loss_and_its_derivatives_stay_finite_where_a_softmax_is_0_or_1(wr
 
 
 def test_hierarchy_mask_is_the_papers_example():
-    assert model_vgg_maxl.hierarchy_mask([2, 2]).int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
-    assert model_vgg_maxl.hierarchy_mask([1, 3, 2]).int().tolist() == [
+    assert maxl.hierarchy_mask([2, 2]).int().tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+    assert maxl.hierarchy_mask([1, 3, 2]).int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [0, 1, 1, 1, 0, 0],
         [0, 0, 0, 0, 1, 1],
@@ -68,7 +81,7 @@ def test_hierarchy_mask_is_the_papers_example():
 def test_a_primary_class_without_an_auxiliary_class_is_refused():
     """Its label would have no class to be on, and its SoftMax be NaN."""
     with pytest.raises(ValueError, match=r"psi \[0, 3\] must hold numbers from 1 on"):
-        model_vgg_maxl.LabelGenerator(VGG16(width=0.02), [0, 3])
+        maxl.LabelGenerator(VGG16(width=0.02), [0, 3])
 
 
 def test_mask_softmax_is_a_softmax_over_the_classes_of_the_primary_alone():
@@ -76,12 +89,12 @@ def test_mask_softmax_is_a_softmax_over_the_classes_of_the_primary_alone():
     mask = torch.tensor([[True, True, False, False, True]])
     e = [math.exp(v) for v in (1.0, 2.0, 0.5)]
     expected = [e[0] / sum(e), e[1] / sum(e), 0.0, 0.0, e[2] / sum(e)]
-    assert model_vgg_maxl.mask_softmax(logits, mask)[0].tolist() == pytest.approx(expected, rel=1e-12)
+    assert maxl.mask_softmax(logits, mask)[0].tolist() == pytest.approx(expected, rel=1e-12)
 
 
 def test_mask_softmax_gives_no_gradient_and_no_nan_to_other_classes():
     logits = torch.tensor([[1e4, -1e4, 3.0, 2.0]], requires_grad=True)
-    labels = model_vgg_maxl.mask_softmax(logits, torch.tensor([[False, False, True, True]]))
+    labels = maxl.mask_softmax(logits, torch.tensor([[False, False, True, True]]))
     (labels * torch.tensor([5.0, 7.0, 1.0, 2.0])).sum().backward()
     p = 1 / (1 + math.exp(-1.0))
     assert logits.grad[0].tolist() == pytest.approx([0, 0, -p * (1 - p), p * (1 - p)], rel=1e-5)
@@ -91,21 +104,21 @@ def test_entropy_loss_is_equation_7_and_its_ends_are_uniform_and_collapsed():
     labels = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.2, 0.6]], dtype=torch.float64)
     mean = [0.35, 0.35, 0.3]
     expected = sum(p * math.log(p) for p in mean)
-    assert model_vgg_maxl.negative_entropy(labels).item() == pytest.approx(expected, rel=1e-12)
-    assert model_vgg_maxl.negative_entropy(torch.eye(4)).item() == pytest.approx(-math.log(4))
-    assert model_vgg_maxl.negative_entropy(torch.tensor([[0.0, 1.0]]).repeat(9, 1)).item() == 0
+    assert maxl.negative_entropy(labels).item() == pytest.approx(expected, rel=1e-12)
+    assert maxl.negative_entropy(torch.eye(4)).item() == pytest.approx(-math.log(4))
+    assert maxl.negative_entropy(torch.tensor([[0.0, 1.0]]).repeat(9, 1)).item() == 0
 
 
 def test_entropy_loss_has_a_finite_gradient_where_a_class_cannot_occur():
     """A batch without an image of some primary class: its auxiliary classes have mean label 0."""
     logits = torch.randn(6, 4, requires_grad=True)
-    mask = model_vgg_maxl.hierarchy_mask([2, 2])[torch.zeros(6, dtype=torch.int64)]
-    model_vgg_maxl.negative_entropy(model_vgg_maxl.mask_softmax(logits, mask)).backward()
+    mask = maxl.hierarchy_mask([2, 2])[torch.zeros(6, dtype=torch.int64)]
+    maxl.negative_entropy(maxl.mask_softmax(logits, mask)).backward()
     assert logits.grad.isfinite().all() and (logits.grad[:, 2:] == 0).all() and (logits.grad[:, :2] != 0).any()
 
 
 def test_label_generator_gives_each_image_a_label_on_its_primary_class_only():
-    generator = model_vgg_maxl.LabelGenerator(VGG16(1 / 16), psi=[2, 3, 4])
+    generator = maxl.LabelGenerator(VGG16(1 / 16), psi=[2, 3, 4])
     primary = torch.tensor([0, 1, 2, 1])
     labels = generator(torch.randn(4, 3, 32, 32), primary)
     assert labels.shape == (4, 9)
@@ -156,8 +169,19 @@ def test_initial_weights_are_xavier_with_zero_biases(weights, bounded):
 
 def test_accuracy_counts_hits_for_hard_and_soft_labels():
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    assert utils.accuracy(logits, torch.tensor([0, 1, 0])).item() == pytest.approx(2 / 3)
-    assert utils.accuracy(logits, torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.1, 0.9]])).item() == pytest.approx(2 / 3)
+    assert maxl.accuracy(logits, torch.tensor([0, 1, 0])).item() == pytest.approx(2 / 3)
+    assert maxl.accuracy(logits, torch.tensor([[0.4, 0.6], [0.3, 0.7], [0.1, 0.9]])).item() == pytest.approx(2 / 3)
+
+
+def test_the_auxiliary_weight_multiplies_the_auxiliary_loss_alone():
+    network, images, primary, auxiliary = two_tasks()
+    total, numbers = maxl.multi_task_loss(network, images, primary, auxiliary, gamma=1.0, auxiliary_weight=0.3)
+    for logits, labels, name in zip(network(images), (primary, auxiliary), ("primary_loss", "auxiliary_loss")):
+        expected = focal_by_the_formula(logits.detach().numpy(), np.eye(logits.shape[1])[labels], 1.0)
+        assert numbers[name].item() == pytest.approx(expected, rel=1e-9)
+    assert total.item() == pytest.approx((numbers["primary_loss"] + 0.3 * numbers["auxiliary_loss"]).item(), rel=1e-12)
+    alone, numbers = maxl.multi_task_loss(network, images, primary, gamma=1.0)
+    assert "auxiliary_loss" not in numbers and alone is numbers["primary_loss"]
 
 
 # --- cosine similarity of the tasks' gradients (section 4.4, Figs. 4 and 7) ----------------------
@@ -167,6 +191,10 @@ def two_tasks(seed=0):
     torch.manual_seed(seed)
     network = utils.initialise(Network(VGG16(1 / 16), 3, 5), torch.nn.init.xavier_uniform_).double()
     return network, torch.randn(20, 3, 32, 32).double(), torch.randint(3, (20,)), torch.randint(5, (20,))
+
+
+def step(network, *batch, **options):
+    return maxl.multi_task_step(network, torch.optim.SGD(network.parameters(), lr=0.1), *batch, **options)
 
 
 def test_cosine_similarity_is_the_mean_over_filters_then_over_the_13_convolutions():
@@ -185,9 +213,7 @@ def test_cosine_similarity_is_the_mean_over_filters_then_over_the_13_convolution
     assert len(convolutions) == 13
     layers = [np.mean([cosine(a, b) for a, b in zip(*(g[name] for g in gradients))]) for name in convolutions]
     whole = [np.concatenate([g[name].ravel() for name in g]) for g in gradients]
-    metrics = utils.multi_task_step(
-        network, torch.optim.SGD(network.parameters(), lr=0.1), images, primary, auxiliary, cosine=True
-    )
+    metrics = step(network, images, primary, auxiliary, compare=utils.cosine_similarities)
     assert metrics["cosine_similarity"].item() == pytest.approx(np.mean(layers), rel=1e-6)
     assert metrics["trunk_cosine_similarity"].item() == pytest.approx(cosine(*whole), rel=1e-6)
     assert abs(np.mean(layers)) < 0.999
@@ -196,20 +222,19 @@ def test_cosine_similarity_is_the_mean_over_filters_then_over_the_13_convolution
 def test_two_tasks_that_are_one_have_cosine_1():
     network, images, primary, _ = two_tasks()
     network.heads[1] = copy.deepcopy(network.heads[0])
-    metrics = utils.multi_task_step(
-        network, torch.optim.SGD(network.parameters(), lr=0.1), images, primary, primary, cosine=True
-    )
+    metrics = step(network, images, primary, primary, compare=utils.cosine_similarities)
     assert metrics["cosine_similarity"].item() == pytest.approx(1)
     assert metrics["trunk_cosine_similarity"].item() == pytest.approx(1)
 
 
-def test_the_update_is_the_same_with_and_without_the_cosine_similarity():
+def test_the_update_is_the_same_to_the_last_bit_with_and_without_the_cosine_similarity():
     updated = []
-    for cosine in (False, True):
+    for compare in (None, utils.cosine_similarities):
         network, *batch = two_tasks()
-        metrics = utils.multi_task_step(network, torch.optim.SGD(network.parameters(), lr=0.1), *batch, cosine=cosine)
-        assert ("cosine_similarity" in metrics) == cosine
+        network.float()
+        numbers = step(network, batch[0].float(), *batch[1:], compare=compare)
+        assert ("cosine_similarity" in numbers) == bool(compare)
         updated.append([p.detach() for p in network.parameters()])
-    for plain, by_task, old in zip(*updated, two_tasks()[0].parameters()):
-        assert torch.allclose(plain, by_task, rtol=1e-10, atol=1e-14)
+    for plain, compared, old in zip(*updated, two_tasks()[0].float().parameters()):
+        assert torch.equal(plain, compared)
         assert old.dim() == 1 or not torch.equal(plain, old)
