@@ -71,7 +71,7 @@ def as_torch_was():
     acceleration.allow_tf32(False)
 
 
-WAYS = {  # in which TF32 may be allowed already
+WAYS = {  # in which a user's program may have allowed TF32
     "torch's default": lambda: setattr(torch.backends.cudnn, "allow_tf32", True),
     "high": lambda: torch.set_float32_matmul_precision("high"),
     "everywhere": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
@@ -81,14 +81,20 @@ WAYS = {  # in which TF32 may be allowed already
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="reads the settings of torch 2.9")
 @pytest.mark.parametrize("way", WAYS)
-def test_fp32_is_fp32_whoever_allowed_tf32_and_the_others_allow_it(way, as_torch_was):
-    kinds = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+def test_fp32_is_fp32_whoever_allowed_tf32_and_bf16_allows_it_for_the_rest(way, as_torch_was):
+    def allowed():
+        return [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
+
     WAYS[way]()
-    assert any(kind.fp32_precision == "tf32" for kind in kinds)
+    before = allowed()
+    assert any(before)
+    with maxl.exact_arithmetic(CPU):
+        assert not any(allowed())
+    assert allowed() == before
     select_device(settings(device="cpu"))
-    assert not any(kind.fp32_precision == "tf32" for kind in kinds)
-    select_device(settings(device="cpu", precision="bf16"))  # for what autocast leaves
-    assert all(kind.fp32_precision == "tf32" for kind in kinds)
+    assert not any(allowed())
+    select_device(settings(device="cpu", precision="bf16"))
+    assert all(allowed())
 
 
 # --- precision --------------------------------------------------------------------------------------
