@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy as toy_script
-from conftest import PNG, SCRIPTS, TINY, assert_same_run, curves, forked, run_script, script_process, wait_for_an_epoch
+from conftest import PNG, SCRIPTS, TINY, assert_same_run, curves, forked, run_script, wait_for_an_epoch
 from toy import epochs_saved, toy
 
 from harness import exits, run
@@ -175,34 +175,29 @@ def test_a_checkpoint_is_made_only_if_it_is_written(only_the_first_and_the_last_
     assert len(calls) == 2
 
 
-def test_saving_and_drawing_take_a_twentieth_of_the_time(monkeypatch):
-    """The clock moves only where something is done: an epoch 1 s, a checkpoint 0.2 s, a picture 0.1 s."""
-    now, saved, drawn = 0.0, [], []
+def test_saving_takes_a_twentieth_of_the_time(monkeypatch):
+    """The clock moves only where something is done: an epoch takes 1 s, a checkpoint 0.2 s."""
+    now, saved = 0.0, []
 
     class Clock:
         monotonic = perf_counter = staticmethod(lambda: now)
         strftime = time.strftime
 
-    def taking(seconds, function, times=None):
+    def taking(seconds, function, times):
         def slow(*arguments):
             nonlocal now
             now += seconds
-            if times is not None:
-                times.append(now)
+            times.append(now)
             return function(*arguments)
 
         return slow
 
     monkeypatch.setattr(run, "time", Clock)
     monkeypatch.setattr(torch, "save", taking(0.2, torch.save, saved))
-    monkeypatch.setattr(run, "plot_curves", taking(0.1, lambda *arguments: None, drawn))
-    monkeypatch.setattr(toy_script, "evaluate", taking(1.0, toy_script.evaluate))
-    assert toy("--epochs", 41, "--out", "r", picture=True) == 0
-    for times, seconds in ((saved, 0.2), (drawn, 0.1)):
-        gaps = [later - earlier for earlier, later in zip(times, times[1:])]
-        assert all(20 * seconds < gap < 20 * seconds + 1.6 for gap in gaps[:-1])
-        assert len(gaps) > 41 / (20 * seconds + 1.6)
-    assert len(curves("r")) == 41
+    monkeypatch.setattr(toy_script, "evaluate", taking(1.0, toy_script.evaluate, []))
+    assert toy("--epochs", 41, "--out", "r") == 0
+    gaps = [later - earlier for earlier, later in zip(saved, saved[1:])]
+    assert len(gaps) >= 7 and all(4 < gap < 5.5 for gap in gaps[:-1])
 
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -220,35 +215,13 @@ def test_a_stopped_process_resumes_bit_identically(stop, code):
     assert_same_run("r", "whole")
 
 
-def test_ctrl_c_in_a_terminal_resumes_bit_identically():
-    """A script in a process as a person starts it."""
-    process = script_process("model_vgg_single", *TINY, "--epochs", 1000, "--out", "r")
-    while not Path("r/curves.csv").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "stopped by Ctrl-C; --resume" in errors and "Traceback" not in errors
-    more = [*TINY, "--epochs", 1 + epochs_saved(Path("r"))]
-    assert run_script("model_vgg_single", *more, "--out", "r", "--resume", test_images=2000) == 0
-    assert run_script("model_vgg_single", *more, "--out", "whole", test_images=2000) == 0
-    assert_same_run("r", "whole")
-
-
 def test_max_minutes_saves_and_ends_with_its_own_exit_code(whole, monkeypatch, capsys):
     """The clock is turned forward: an hour for every epoch, with two hours and a half to go."""
-    clock, real, evaluate = 0.0, time.monotonic, toy_script.evaluate
-    monkeypatch.setattr(time, "monotonic", lambda: real() + clock)
-
-    def slow(*arguments):
-        nonlocal clock
-        clock += 3600
-        return evaluate(*arguments)
-
-    monkeypatch.setattr(toy_script, "evaluate", slow)
+    hours, real, evaluate = [], time.monotonic, toy_script.evaluate
+    monkeypatch.setattr(time, "monotonic", lambda: real() + 3600 * len(hours))
+    monkeypatch.setattr(toy_script, "evaluate", lambda network: (hours.append(1), evaluate(network))[1])
     assert toy("--out", "r", "--max-minutes", 150) == 3
-    assert len(curves("r")) == 2
-    assert "saved up to epoch 2" in capsys.readouterr().out
+    assert len(curves("r")) == 2 and "saved up to epoch 2" in capsys.readouterr().out
     assert toy("--out", "r", "--resume", "--max-minutes", 150) == 0
     assert_same_run("r", whole)
 
@@ -318,21 +291,14 @@ def test_with_every_checkpoint_damaged_the_run_is_refused_and_left_alone(two_epo
     assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
 
 
-@pytest.mark.parametrize("error, said", [
-    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
-    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "out of memory"),
-])  # fmt: skip
-def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(error, said, two_epochs, monkeypatch, capsys):
-    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
-
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(two_epochs, monkeypatch, capsys):
     def broken(*arguments, **options):
-        raise error
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(torch, "load", broken)
     assert toy("--out", "r", "--resume") == 2
-    text = capsys.readouterr().err
-    assert text.startswith("error: ") and said in text and "damaged" not in text and "--overwrite" not in text
-    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+    error = capsys.readouterr().err
+    assert "Input/output error" in error and "damaged" not in error and "--overwrite" not in error
 
 
 def test_curves_without_a_checkpoint_are_not_written_over(whole, capsys):

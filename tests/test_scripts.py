@@ -106,15 +106,6 @@ def test_every_setting_is_an_option_that_help_explains_with_its_default(name, ca
     assert ("(default: 5*20)" in body) == (name == "model_vgg_maxl")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_an_option_reaches_the_run(name):
-    changed = {"learning_rate": 0.02, "halve_every": 7, "focal_gamma": 1.0, "test_statistics": "batch"}
-    if name == "model_vgg_maxl":
-        changed |= {"label_learning_rate": 1.0, "label_weight_decay": 0.0, "entropy_weight": 0.5}
-    options = [text for key, value in changed.items() for text in (f"--{key.replace('_', '-')}", str(value))]
-    assert changed.items() <= vars(SCRIPTS[name].parse(options)).items()
-
-
 def test_the_command_line_wins_over_quick_and_quick_over_the_script():
     defaults = {"epochs": 200, "batch_size": 100, "width": 0.125, "learning_rate": 0.01}
     settings = parse_settings("", defaults, ["--quick", "--epochs", "3", "--batch-size", "7"])
@@ -151,27 +142,20 @@ BAD_INPUT = [
     ("model_vgg_maxl", ["--psi", "5,5"], "psi has 2 numbers, but primary level 2 has 20 classes"),
     ("model_vgg_maxl", ["--primary-level", 0], "psi has 20 numbers, but primary level 0 has 3 classes"),
     ("model_vgg_maxl", ["--psi", "2", "3", "4"], "separate the numbers of --psi with commas, such as 2,3,4"),
-    ("model_vgg_maxl", ["--psi=5*19,-1"], "must be a list of ints from 1 to 1000"),
     ("model_vgg_maxl", ["--psi", "5*19,100000000"], "must be a list of ints from 1 to 1000"),
     ("model_vgg_maxl", ["--psi", "2.5*20"], "not a list of whole numbers"),
-    ("model_vgg_maxl", ["--psi", ""], "not a list of whole numbers"),
     ("model_vgg_maxl", ["--psi", "5*9999"], "has to repeat 1 to 1000 times"),
     ("model_vgg_maxl", ["--entropy-weight", "nan"], "--entropy-weight nan is out of range; give 0 or a positive"),
     ("model_vgg_maxl", ["--label-learning-rate", "inf"], "--label-learning-rate inf is out of range"),
-    ("model_vgg_maxl", ["--label-weight-decay", -1], "--label-weight-decay -1.0 is out of range"),
     ("model_vgg_maxl", ["--meta-gradient", "hessian"], "invalid choice: 'hessian'"),
-    ("model_vgg_human", ["--cosine-every", "0.5"], "invalid int value: '0.5'"),
     ("model_vgg_human", ["--auxiliary-level", 2], "auxiliary level 2 is not finer than primary level 2"),
     ("model_vgg_human", ["--auxiliary-level", 4], "--auxiliary-level 4 is out of range"),
-    ("model_vgg_single", ["--primary-level", -1], "--primary-level -1 is out of range"),
     ("model_vgg_single", ["--learning-rate", -1], "--learning-rate -1.0 is out of range"),
-    ("model_vgg_single", ["--halve-every", 0], "--halve-every 0 is out of range"),
     ("model_vgg_single", ["--epochs", 0], "--epochs 0 is out of range; give 1 or more"),
     ("model_vgg_single", ["--batch-size", 1], "BatchNorm"),
     ("model_vgg_single", ["--batch-size", 121], "--batch-size 121 is larger than the 120 training images"),
     ("model_vgg_single", ["--width", 1000], "--width 1000.0 is out of range"),
     ("model_vgg_single", ["--train-images", 99], "--train-images 99 is out of range"),
-    ("model_vgg_single", ["--seed", -1], "--seed -1 is out of range"),
     ("model_vgg_single", ["--max-minutes", 0], "--max-minutes 0.0 is out of range"),
     ("model_vgg_single", ["--resume", "--overwrite"], "--resume is not allowed with --overwrite"),
     ("model_vgg_single", ["--lr", "0.1"], "unrecognized arguments: --lr 0.1; did you mean --learning-rate?"),
