@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import toy as toy_script
-from conftest import SCRIPTS, assert_same_run, curves, forked, run_script, wait_for_an_epoch
+from conftest import assert_same_run, curves, forked, wait_for_an_epoch
 from toy import epochs_saved, toy
 
-from experiments.runner import ready, task
 from harness import exits
 from harness.folder import default_folder, differences
 
@@ -193,16 +192,9 @@ def test_memory_that_a_cpu_does_not_have_is_recognised_and_another_error_keeps_i
         exits.run_main(broken)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_finished_run_keeps_one_checkpoint_of_the_size_that_the_runner_counts_with(name, every_epoch_is_saved):
-    few = ("--dataset", "synthetic", "--width", "0.25", "--train-images", "100", "--batch-size", "50", "--epochs", "2")
-    assert run_script(name, *few, "--out", "r/run") == 0
-    assert sorted(os.listdir("r/run")) == [".lock", "checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
-    networks = 2 if name == "model_vgg_maxl" else 1
-    one = task.Task("run", name, name, few, Path("r"), networks=networks)
-    size = Path("r/run/checkpoint.pt").stat().st_size
-    assert size == pytest.approx(ready.checkpoint_bytes(one), rel=0.1)
-    assert ready.room_needed([one, one], jobs=1) == pytest.approx(4 * size, rel=0.1)
+def test_a_finished_run_keeps_one_checkpoint(every_epoch_is_saved):
+    assert toy("--out", "r") == 0
+    assert sorted(os.listdir("r")) == [".lock", "checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
 
 
 def test_settings_json_says_how_each_session_was_started():
