@@ -6,6 +6,7 @@ Only a run with -m cuda sees a GPU: once torch has counted one, the processes th
 import contextlib
 import csv
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -101,6 +102,16 @@ def spared():
     """The shortcuts in all of the test."""
     with shortcuts():
         yield
+
+
+@pytest.fixture
+def every_epoch_is_saved(monkeypatch):
+    monkeypatch.setattr(run, "earliest_repetition", lambda start: 0.0)
+
+
+@pytest.fixture
+def only_the_first_and_the_last_epoch_are_saved(monkeypatch):
+    monkeypatch.setattr(run, "earliest_repetition", lambda start: math.inf)
 
 
 def run_script(name, *arguments, **changed):
