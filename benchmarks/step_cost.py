@@ -28,7 +28,7 @@ import create_dataset
 import maxl
 import model_vgg_maxl
 import utils
-from experiments.backbones import BACKBONES
+from experiments.methods.backbones import BACKBONES
 from harness.acceleration import autocast, place, select_device
 from harness.command_line import Parser
 from harness.exits import InputError, run_main

@@ -1,38 +1,36 @@
 """Figure 4: cosine similarity of the auxiliary and the primary task's gradient on the shared trunk, 3 primary classes.
 
-    python -m experiments.figure4 --dry-run                # the runs, and how long they will take on this machine
     python -m experiments.figure4                          # run what is missing, then draw
-    python -m experiments.figure4 --plot --out DIR         # from runs that are there
     python -m experiments.figure4 --quick                  # small runs on generated images
 
-The runs are Figure 3's, made with --cosine-every N, here 10 if not given: the curves hold the mean over every N-th
-iteration. Human, Random, K-Means and MAXL have an auxiliary task; the controls are drawn where they were run.
-Options that are not its own go to the scripts, as with Figure 3. python -m experiments.figure7 has all six pairs.
+The runs are Figure 3's. With --cosine-every N, here 10 if not given, the curves hold the mean over every N-th
+iteration. Human, Random, K-Means and MAXL have an auxiliary task; the controls are drawn if they were run. Options that
+are not the figure's go to the scripts, as with Figure 3. python -m experiments.figure7 has all six pairs.
 """
 
 import sys
 
-from experiments import cifar100
-from experiments.cifar100 import METHODS
-from experiments.runner import report
+from experiments import pairs
+from experiments.pairs import METHODS
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
 WITH_AUXILIARY_TASK = ["human", "random", "kmeans", "maxl"]
-OTHERS = ["uniform", "redrawn", "untrained", "maxl0"]  # drawn where they were run
+OTHERS = ["uniform", "redrawn", "untrained", "maxl0"]  # drawn if they were run
 COLUMNS = {  # of curves.csv
     "train_cosine_similarity": "by filter, mean over filters and convolutions",
     "train_trunk_cosine_similarity": "of the trunk's whole gradient",
 }
+BY_FILTER = "train_cosine_similarity"  # as in the paper
 LAST_EPOCHS = 10  # of the table
 
 
 def read_runs(settings):
-    """Figure 3's runs but Single's; raises InputError, with the way out, where one has no cosine similarity."""
-    methods = [*WITH_AUXILIARY_TASK, *OTHERS]
-    runs = cifar100.read_runs(settings.out, methods, settings.pairs, settings.seeds)
-    for run in (run for found in runs.values() for run in found.values()):
-        if not run.column("train_cosine_similarity"):
+    """Figure 3's runs but Single's; raises InputError, with the way out, if one has no cosine similarity."""
+    runs = pairs.read_runs(settings.out, [*WITH_AUXILIARY_TASK, *OTHERS], settings.pairs, settings.seeds)
+    for run in report.listed(runs):
+        if not run.column(BY_FILTER):
             command = run.settings.get("command", "its command").replace(" --resume", "")
             raise InputError(
                 f"{run.folder} was run without the cosine similarity; move it away, or replace it by "
@@ -41,59 +39,52 @@ def read_runs(settings):
     return runs
 
 
-def table(runs, pairs, seeds):
+def table(runs, settings):
     """A dict a row: pair and method, the means over the last epochs of each run, then over the seeds."""
     rows = []
-    for pair in pairs:
+    for pair in settings.pairs:
         for method in METHODS:
             found = runs.get((pair, method), {})
             if not found and method not in WITH_AUXILIARY_TASK:
                 continue
-            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)}
-            for column in COLUMNS:
-                tails = [run.column(column)[-LAST_EPOCHS:] for run in found.values()]
-                mean, spread = report.mean_and_spread([sum(tail) / len(tail) for tail in tails])
-                row |= {f"{column}_mean": mean, f"{column}_std": spread}
-            row["missing"] = report.missing(found, seeds)
-            rows.append(row)
+            tails = {name: [run.column(name)[-LAST_EPOCHS:] for run in found.values()] for name in COLUMNS}
+            means = {name: [sum(tail) / len(tail) for tail in of_runs] for name, of_runs in tails.items()}
+            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)} | report.spread_columns(**means)
+            rows.append(row | {"missing": report.missing(found, settings.seeds)})
     return rows
 
 
-def markdown(rows, runs):
+def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
-    shared, lines = report.alike(runs), []
-    for row in rows:
-        cells = [row["pair"].replace("-", " → "), row["method"]]
-        for column in COLUMNS:
-            mean = row[f"{column}_mean"]
-            cells.append("not run" if mean is None else report.with_spread(mean, row[f"{column}_std"], digits=3))
-        lines.append([*cells, str(row["n"]), row["missing"]])
+    columns = pairs.HEAD | {heading: (name, 3) for name, heading in COLUMNS.items()} | {"n": "n", "missing": "missing"}
     return (
         f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
         f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
-        f"({shared}).\n\n"
-    ) + report.markdown_table(["primary → auxiliary", "method", *COLUMNS.values(), "n", "missing"], lines)
+        f"({described}).\n\n"
+    ) + report.rows_as_markdown(rows, columns)
 
 
 def make_report(settings):
     """The figure (by filter, as in the paper), and the table of both measures."""
     runs = read_runs(settings)
-    rows = table(runs, settings.pairs, settings.seeds)
-    by_filter = next(iter(COLUMNS))
-    figure = cifar100.draw_curves(runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(by_filter))
-    return figure, rows, markdown(rows, runs)
+    rows, described = table(runs, settings), pairs.describe(runs)
+    figure = drawing.draw_curves(
+        runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(BY_FILTER)
+    )  # fmt: skip
+    drawing.caption(figure, f"{described}. {drawing.LINES}")
+    return figure, rows, markdown(rows, described)
 
 
-def similarity(name, doc, pairs):
-    """The Experiment of Figure 4, or of Figure 7, which differ in their pairs."""
+def similarity(name, doc, shown):
+    """The Experiment of Figure 4 or of Figure 7, which differ in the pairs that they show."""
 
     def add_options(parser):
-        cifar100.add_options(parser, [*WITH_AUXILIARY_TASK, *OTHERS], WITH_AUXILIARY_TASK, ", ".join(pairs))
+        pairs.add_options(parser, [*WITH_AUXILIARY_TASK, *OTHERS], WITH_AUXILIARY_TASK, ", ".join(shown))
 
     return Experiment(
-        name, doc, cifar100.plan, make_report, add_options,
-        full={"pairs": pairs, "methods": WITH_AUXILIARY_TASK, "seeds": cifar100.SEEDS},
-        quick={"pairs": pairs[:1], "seeds": [0]}, folder="figure3",
+        name, doc, pairs.plan, make_report, add_options,
+        full={"pairs": shown, "methods": WITH_AUXILIARY_TASK, "seeds": pairs.SEEDS},
+        quick={"pairs": shown[:1], "seeds": [0]}, folder="figure3",
     )  # fmt: skip
 
 

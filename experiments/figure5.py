@@ -1,8 +1,6 @@
 """Figure 5: t-SNE of the test images' features, the trunk's output, for Single, Human and MAXL on two hierarchies.
 
-    python -m experiments.figure5 --dry-run                # the runs, and how long they will take on this machine
     python -m experiments.figure5                          # run what is missing, then draw
-    python -m experiments.figure5 --plot --out DIR         # from runs that are there
     python -m experiments.figure5 --quick                  # small runs on generated images
 
 The runs are Figure 3's, and their checkpoints are read. The first of --seeds is drawn. What the eye is to judge is
@@ -10,18 +8,17 @@ measured too, on the features themselves: the accuracy of nearest neighbours, an
 Needs scikit-learn (pip install scikit-learn).
 """
 
+import argparse
 import sys
 
 import numpy as np
 from tqdm import tqdm
 
-import create_dataset
-from experiments import checkpoints, cifar100
-from experiments.cifar100 import METHODS
-from experiments.runner import report
+from experiments import pairs, trained
+from experiments.pairs import METHODS, PAIRS
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
-from harness.exits import InputError
 
 THREE = ["single", "human", "maxl"]
 NEIGHBOURS = 20
@@ -53,30 +50,26 @@ def embed(features, seed):
     """t-SNE of features (N, D): (N, 2)."""
     from sklearn.manifold import TSNE
 
-    if not np.ptp(features, axis=0).any():  # of a network that has died; PCA would make NaN of them, and t-SNE crash
+    if not np.ptp(features, axis=0).any():  # of a network that has died: PCA would make NaN, and t-SNE crash
         return np.zeros((len(features), 2), dtype=np.float32)
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(features)
 
 
-def look_at(runs, settings):
+def measure_and_embed(runs, settings):
     """{(pair, method): {seed: numbers}}, and what is drawn: {(pair, method): (points (n, 2), classes (n,))}."""
-    device = select_device("auto")
-    test = checkpoints.load_test(runs, settings.data_root, device)
+    device = select_device(argparse.Namespace(device="auto"))
+    test = trained.load_test(runs, settings.data_root, device)
     every = test.labels.cpu()
-    if not create_dataset.LEVEL_CLASSES[-1] <= settings.test_images <= len(every):
-        raise InputError(f"--test-images {settings.test_images} is out of range; give 100 to {len(every)}")
-    subset = create_dataset.balanced_subset(every, settings.test_images, settings.tsne_seed).numpy()
     # in a random order, so that no class lies on top of another as a whole
-    subset = np.random.default_rng(settings.tsne_seed).permutation(subset)
+    subset = trained.random_subset(test, settings.test_images, settings.tsne_seed)
     numbers, drawn = {}, {}
     with tqdm(total=sum(map(len, runs.values())), desc="features", disable=None) as bar:
         for (pair, method), found in runs.items():
-            labels = every[:, cifar100.PAIRS[pair][0]].numpy()
+            labels = every[:, PAIRS[pair][0]].numpy()
             for seed, run in found.items():
-                task = cifar100.task(method, pair, seed, settings.out)
-                trained = checkpoints.load_trained(run, task, device)
-                features = checkpoints.trunk_features(trained.network, test).numpy()
+                network = trained.load_trained(run, pairs.task(method, pair, seed, settings.out), device).network
+                features = trained.trunk_features(network, test).numpy()
                 one = {"epoch": len(run.rows), "test_accuracy": run.accuracy[-1]} | measure(features, labels)
                 numbers.setdefault((pair, method), {})[seed] = one
                 if seed == settings.seeds[0]:
@@ -88,36 +81,18 @@ def look_at(runs, settings):
 # --- the figure ---
 
 
-def densest(points):
-    """Of points (n, 2), the one whose nearest quarter is closest: where a class has its number, though in islands."""
-    distances = np.linalg.norm(points[:, None] - points, axis=2)
-    return points[np.sort(distances, axis=1)[:, len(points) // 4].argmin()]
-
-
-def apart(places, least):
-    """Places (n, 2), moved as little as it takes for no two to be closer than `least`, or nearly so."""
-    places = places + 1e-6 * np.arange(len(places))[:, None]  # two in one place have no direction to part in
-    for _ in range(100):
-        away = places[:, None] - places
-        distance = np.linalg.norm(away, axis=2) + np.eye(len(places))
-        push = np.clip(least - distance, 0, None) * (1 - np.eye(len(places)))
-        places = places + 0.5 * ((push / distance)[:, :, None] * away).sum(axis=1)
-    return places
-
-
-def draw(runs, numbers, drawn, pairs):
-    """A row a pair, a column a method; a class has its number and colour in all panels of a row."""
+def draw(runs, numbers, drawn, shown):
+    """A row a pair, a column a method; a class has its colour in all panels of a row."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    classes = [create_dataset.LEVEL_CLASSES[cifar100.PAIRS[pair][0]] for pair in pairs]
-    heights = [3.9 + 0.16 * -(-n // 4) for n in classes]  # inches, with the lines of the legend
-    figure = Figure(figsize=(9.6, sum(heights)), layout="constrained")
+    names_of = {pair: trained.class_names(runs, PAIRS[pair][0]) for pair in shown}
+    heights = [3.9 + 0.16 * -(-len(names) // 4) for names in names_of.values()]  # inches, with the lines of the legend
+    figure = Figure(figsize=(9.6, 0.4 + sum(heights)), layout="constrained")
     figure.get_layout_engine().set(wspace=0.01)
-    for pair, row in zip(pairs, figure.subfigures(len(pairs), 1, squeeze=False, height_ratios=heights)[:, 0]):
-        primary, auxiliary = pair.split("-")
-        row.suptitle(f"{primary} primary, {auxiliary} auxiliary classes", fontsize=11)
-        names = [name.replace("_", " ") for name in create_dataset.CLASS_NAMES[cifar100.PAIRS[pair][0]]]
+    for pair, row in zip(shown, figure.subfigures(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]):
+        row.suptitle("{} primary, {} auxiliary classes".format(*pair.split("-")), fontsize=11)
+        names = names_of[pair]
         colours = [(FEW if len(names) <= len(FEW) else MANY)[c % len(MANY)] for c in range(len(names))]
         for method, axes in zip(THREE, row.subplots(1, len(THREE))):
             axes.set(title=METHODS[method].label, xticks=[], yticks=[], box_aspect=1)
@@ -131,14 +106,9 @@ def draw(runs, numbers, drawn, pairs):
                 axes.set_title(f"{METHODS[method].label}, epoch {one['epoch']} of {run.settings['epochs']}")
             axes.set_xlabel(f"neighbours {one['knn_accuracy']:.1f} %, silhouette {one['silhouette']:.3f}", fontsize=9)
             axes.scatter(*points.T, s=5, c=[colours[c] for c in classes], alpha=0.75, linewidths=0)
-            places = np.stack([densest(points[classes == c]) for c in range(len(names))])
-            for c, place in enumerate(apart(places, 0.055 * np.ptp(points, axis=0).max())):
-                badge = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colours[c], "linewidth": 1.2}
-                axes.text(*place, c + 1, fontsize=6.5, ha="center", va="center", bbox=badge)
         handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
-        legend = [f"{number} {name}" for number, name in enumerate(names, start=1)]
         row.legend(
-            handles, legend, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False,
+            handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False,
             handletextpad=0.1, columnspacing=1.2,
         )  # fmt: skip
     return figure
@@ -146,82 +116,71 @@ def draw(runs, numbers, drawn, pairs):
 
 # --- the table ---
 
-MEASURES = {"knn_accuracy": 2, "silhouette": 3, "test_accuracy": 2}  # digits printed
+MEASURES = {  # heading and digits
+    "knn_accuracy": ("neighbours (%)", 2), "silhouette": ("silhouette", 3), "test_accuracy": ("test accuracy (%)", 2),
+}  # fmt: skip
 
 
-def table(runs, numbers, pairs, seeds):
-    """A dict a run, and one of means and standard deviations over the seeds for each pair and method."""
+def table(runs, numbers, settings):
+    """A dict a row: pair and method, means and standard deviations over the seeds, of each measure."""
     rows = []
-    for pair in pairs:
+    for pair in settings.pairs:
         for method in THREE:
-            found = numbers.get((pair, method), {})
-            row = {"pair": pair, "method": METHODS[method].label}
-            for seed, one in found.items():
-                rows.append(row | {"seed": seed, "epoch": one["epoch"], "n": "", "missing": ""})
-                rows[-1] |= {key: value for name in MEASURES for key, value in ((name, one[name]), (f"{name}_std", ""))}
-            missing = report.missing(runs.get((pair, method), {}), seeds)
-            rows.append(row | {"seed": "mean", "epoch": "", "n": len(found), "missing": missing})
-            for name in MEASURES:
-                mean, spread = report.mean_and_spread([one[name] for one in found.values()])
-                rows[-1] |= {name: mean, f"{name}_std": spread}
+            found = numbers.get((pair, method), {}).values()
+            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)}
+            row |= report.spread_columns(**{name: [one[name] for one in found] for name in MEASURES})
+            rows.append(row | {"missing": report.missing(runs.get((pair, method), {}), settings.seeds)})
     return rows
 
 
-def markdown(rows, runs, settings, count):
-    """The means as Markdown, with how they and the picture came about."""
-    shared, lines = report.alike(runs), []
-    for row in (row for row in rows if row["seed"] == "mean"):
-        of_seeds = [r for r in rows if r["seed"] != "mean" and (r["pair"], r["method"]) == (row["pair"], row["method"])]
-        cells = [row["pair"].replace("-", " → "), row["method"]]
-        for name, digits in MEASURES.items():
-            known = row[name] is not None
-            cells.append(report.with_spread(row[name], row[f"{name}_std"], digits) if known else "not run")
-        each = (f"{r['seed']}: {r['knn_accuracy']:.2f}, {r['silhouette']:.3f}" for r in of_seeds)
-        lines.append([*cells, "; ".join(each), str(row["n"]), row["missing"]])
-    heading = ["primary → auxiliary", "method", "neighbours (%)", "silhouette", "test accuracy (%)", "by seed", "n"]
+def markdown(rows, described, settings, count):
+    """The table as Markdown, with how it and the picture came about."""
+    columns = {heading: (name, digits) for name, (heading, digits) in MEASURES.items()}
     return (
-        f"Features of the {count} test images, the trunk's output in evaluation mode ({shared}). "
+        f"Features of the {count} test images, the trunk's output in evaluation mode ({described}). "
         f"Neighbours: share of the images that the vote of their {NEIGHBOURS} nearest (Euclidean) among all other test "
-        "images puts into the right primary class, leave-one-out, no training image taking part. Silhouette: of the "
-        "primary classes, mean over the images. Test accuracy: of the primary head, in the same epoch. Mean ± standard "
-        "deviation over n runs, unfinished ones included as far as they are; by seed: neighbours, silhouette.\n\n"
+        "images puts into the right primary class; no training image takes part. Silhouette: of the primary classes, "
+        "mean over the images. Test accuracy: of the primary head, in the same epoch. Mean ± standard deviation over n "
+        "runs, unfinished ones included as far as they are.\n\n"
         f"Figure: t-SNE (perplexity {PERPLEXITY}, PCA at the start, seed {settings.tsne_seed}) of a class-balanced "
         f"subset of {settings.test_images} test images, the same in all panels, for the runs of seed "
         f"{settings.seeds[0]}; under each panel the numbers of that run, on all test images.\n\n"
-    ) + report.markdown_table([*heading, "missing"], lines)
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
 
 
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    checkpoints.require_scikit_learn("figure5")
-    runs = cifar100.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
-    numbers, drawn, count = look_at(runs, settings)
-    rows = table(runs, numbers, settings.pairs, settings.seeds)
-    return draw(runs, numbers, drawn, settings.pairs), rows, markdown(rows, runs, settings, count)
+    trained.require_scikit_learn("figure5")
+    runs = pairs.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
+    numbers, drawn, count = measure_and_embed(runs, settings)
+    rows, described = table(runs, numbers, settings), pairs.describe(runs)
+    figure = draw(runs, numbers, drawn, settings.pairs)
+    drawing.caption(figure, f"{described}; drawn: seed {settings.seeds[0]}, {settings.test_images} test images")
+    return figure, rows, markdown(rows, described, settings, count)
 
 
 def plan(settings, options=()):
     """Figure 3's runs of the three methods; what the figure will need is asked for before they start."""
-    checkpoints.require_scikit_learn("figure5")
+    trained.require_scikit_learn("figure5")
     settings.methods = THREE
-    return cifar100.plan(settings, checkpoints.with_data_root(settings, options))
+    return pairs.plan(settings, trained.with_data_root(settings, options))
 
 
 def add_options(parser):
     """Add --pairs, and what the picture is drawn from."""
-    cifar100.add_pairs(parser, "3-10, 20-100")
-    checkpoints.add_data_root(parser)
+    pairs.add_pairs(parser, "3-10, 20-100")
+    trained.add_data_root(parser)
     add = parser.add_argument
     add("--test-images", type=int, default=2000, metavar="N", help="of the t-SNE, 100 or more (default: %(default)s)")
     add(
-        "--tsne-seed", type=checkpoints.seed_number, default=0, metavar="N",
+        "--tsne-seed", type=trained.seed_number, default=0, metavar="N",
         help="of the t-SNE and its images (default: %(default)s)",
     )  # fmt: skip
 
 
 experiment = Experiment(
     "figure5", __doc__, plan, make_report, add_options,
-    full={"pairs": ["3-10", "20-100"], "seeds": cifar100.SEEDS},
+    full={"pairs": ["3-10", "20-100"], "seeds": pairs.SEEDS},
     quick={"pairs": ["3-10", "20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 

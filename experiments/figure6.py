@@ -1,24 +1,24 @@
-"""Figure 6: the test images that MAXL's label generator is surest of, for three auxiliary classes of a primary class.
+"""Figure 6: the test images with MAXL's largest label probabilities, for three auxiliary classes of a primary class.
 
-    python -m experiments.figure6 --dry-run                            # the runs, and their time on this machine
     python -m experiments.figure6                                      # run what is missing, then draw
-    python -m experiments.figure6 --plot --out DIR                     # from runs that are there
     python -m experiments.figure6 --plot --classes fish people trees   # other primary classes
     python -m experiments.figure6 --quick                              # a small run on generated images
 
-The runs are Figure 3's, and their checkpoints are read. The first run of --seeds is drawn. What the paper leaves to the
-eye is measured too: how much the generated classes have in common with the true fine classes, as normalised mutual
-information, beside what random labels have. Needs scikit-learn (pip install scikit-learn).
+The runs are Figure 3's, and their checkpoints are read. The first run of --seeds is drawn. The paper leaves the rest to
+the eye; here it is measured, too: how much the generated classes have in common with the true fine classes, as
+normalised mutual information, beside that of random labels. Needs scikit-learn (pip install scikit-learn). The lower
+half of the figure, on MNIST, is python -m experiments.figure6_mnist.
 """
 
+import argparse
 import sys
 import textwrap
 
 import numpy as np
 
-import create_dataset
-from experiments import checkpoints, cifar100, model_vgg_random
-from experiments.runner import report
+from experiments import pairs, trained
+from experiments.methods.random_labels import random_labels
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
 from harness.exits import InputError
@@ -31,8 +31,7 @@ RANDOM_DRAWS = 100  # of random labels
 
 def chosen_classes(settings):
     """Ids of the primary classes to draw. Raises InputError for a name that the level does not have."""
-    level = cifar100.PAIRS[settings.pairs[0]][0]
-    names = create_dataset.CLASS_NAMES[level]
+    names = pairs.class_names(settings.pairs[0])
     wanted = settings.classes or (CLASSES if set(CLASSES) <= set(names) else names[: len(CLASSES)])
     for name in wanted:
         if name not in names:
@@ -43,7 +42,7 @@ def chosen_classes(settings):
 def top_images(labels, primary, psi, primary_class, seed):
     """Some of a primary class's auxiliary classes, from a seed, with the images of highest probability in each.
 
-    labels: float (N, sum(psi)); primary: int64 (N,). Returns {auxiliary class: indices of images, the surest first}.
+    labels: float (N, sum(psi)); primary: int64 (N,). Returns {auxiliary class: indices of images, the highest first}.
     """
     members = (primary == primary_class).nonzero().flatten()
     rng = np.random.default_rng([seed, primary_class])  # whatever other classes are drawn
@@ -62,20 +61,20 @@ def shared_information(auxiliary, labels, primary_level):
     from sklearn.metrics import normalized_mutual_info_score
 
     primary, fine = labels[:, primary_level], labels[:, -1]
-    members = [primary == c for c in range(create_dataset.LEVEL_CLASSES[primary_level])]
+    members = [primary == c for c in range(int(primary.max()) + 1)]
     return [float(normalized_mutual_info_score(fine[m], auxiliary[m], average_method="arithmetic")) for m in members]
 
 
 def random_information(psi, labels, primary_level, draws=RANDOM_DRAWS):
-    """The same of random labels, as the baseline Random deals them out, by primary class: mean over the draws."""
-    drawn = (model_vgg_random.random_labels(labels[:, primary_level], psi, seed) for seed in range(draws))
+    """The same of random labels, as the baseline Random has them, by primary class: mean over the draws."""
+    drawn = (random_labels(labels[:, primary_level], psi, seed) for seed in range(draws))
     return np.mean([shared_information(auxiliary, labels, primary_level) for auxiliary in drawn], axis=0).tolist()
 
 
 # --- the figure ---
 
 
-def draw(pixels, captions, labels, psi, primary, classes, names, seed):
+def draw(pixels, captions, labels, psi, primary, classes, names, settings, described):
     """A row a primary class, a block an auxiliary class; under an image its probability and its caption.
 
     pixels: uint8 (N, 32, 32, C). captions: N texts. labels, primary: as in top_images. names: of all primary classes.
@@ -83,14 +82,14 @@ def draw(pixels, captions, labels, psi, primary, classes, names, seed):
     from matplotlib.figure import Figure
 
     margin, height = 1.1, 1.02  # inches: the names on the left, a row
-    figure = Figure(figsize=(margin + 0.72 * (AUXILIARY * IMAGES + 1), 0.5 + height * len(classes)))
+    figure = Figure(figsize=(margin + 0.72 * (AUXILIARY * IMAGES + 1), 0.8 + height * len(classes)))
     widths = ([1.0] * IMAGES + [0.35]) * AUXILIARY
     grid = figure.add_gridspec(
         len(classes), len(widths), width_ratios=widths, left=margin / figure.get_figwidth(), right=0.999, wspace=0.06,
-        bottom=0.3 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight(), hspace=0.5,
+        bottom=0.6 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight(), hspace=0.5,
     )  # fmt: skip
     for line, primary_class in enumerate(classes):
-        tops = top_images(labels, primary, psi, primary_class, seed)
+        tops = top_images(labels, primary, psi, primary_class, settings.draw_seed)
         for block, (k, images) in enumerate(tops.items()):
             for column, image in enumerate(images):
                 axes = figure.add_subplot(grid[line, block * (IMAGES + 1) + column])
@@ -104,115 +103,92 @@ def draw(pixels, captions, labels, psi, primary, classes, names, seed):
                 if column == IMAGES // 2 and line == 0:
                     axes.set_title(f"auxiliary class #{block + 1}", fontsize=9, pad=5)
                 if column == block == 0:
-                    words = textwrap.fill(names[primary_class].replace("_", " "), 13)
-                    axes.text(
-                        -0.28, 0.5, words, transform=axes.transAxes, fontsize=8, ha="right", va="center",
-                        linespacing=1.1,
-                    )  # fmt: skip
+                    words = textwrap.fill(names[primary_class], 13)
+                    style = {"fontsize": 8, "ha": "right", "va": "center", "linespacing": 1.1}
+                    axes.text(-0.28, 0.5, words, transform=axes.transAxes, **style)
+    drawing.caption(figure, f"{described}; under each image its probability of the auxiliary class")
     return figure
 
 
 # --- the table ---
 
+COLUMNS = {
+    "NMI": ("nmi", 3), "of the first weights": ("nmi_first", 3), "of random labels": ("nmi_random", 3),
+    "classes used": ("used", 1),
+}  # fmt: skip
 
-def table(generated, first, random, names, used):
-    """A dict a primary class, and one of the means over them, with the numbers of each seed and over the seeds.
 
-    generated, first, random: {seed: a number for each class}, first of the label generator's first weights. used:
-    {seed: auxiliary classes that are some image's largest}.
+def table(numbers, names):
+    """A dict a primary class, and one of the means over them; means over the seeds, and standard deviations.
+
+    numbers: {column: a list of one number a class, for each seed}.
     """
     rows = []
     for index, name in enumerate([*names, "mean over classes"]):
-
-        def pick(numbers, index=index):
-            return sum(numbers) / len(numbers) if index == len(names) else numbers[index]
-
-        row = {"primary_class": name, "n": len(generated)}
-        row["nmi_mean"], row["nmi_std"] = report.mean_and_spread([pick(numbers) for numbers in generated.values()])
-        row["nmi_first"], _ = report.mean_and_spread([pick(numbers) for numbers in first.values()])
-        row["nmi_random"], _ = report.mean_and_spread([pick(numbers) for numbers in random.values()])
-        row["classes_used"], _ = report.mean_and_spread([float(pick(numbers)) for numbers in used.values()])
-        rows.append(row | {f"nmi_seed{seed}": pick(numbers) for seed, numbers in generated.items()})
+        row = {"primary_class": name, "n": len(numbers["nmi"])}
+        for column, seeds in numbers.items():
+            values = [sum(one) / len(one) if index == len(names) else float(one[index]) for one in seeds]
+            row |= report.spread_columns(**{column: values})
+        rows.append(row)
     return rows
 
 
-def markdown(rows, runs, settings, drawn):
+def markdown(rows, described, missing, settings):
     """The table as Markdown, with how it and the picture came about."""
-    pair, (found,) = settings.pairs[0], runs.values()
-    lines = [
-        [
-            row["primary_class"].replace("_", " "), report.with_spread(row["nmi_mean"], row["nmi_std"], 3),
-            f"{row['nmi_first']:.3f}", f"{row['nmi_random']:.3f}", *(f"{row[f'nmi_seed{seed}']:.3f}" for seed in found),
-            f"{row['classes_used']:.1f}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    heading = [
-        "primary class",
-        "NMI",
-        "of the first weights",
-        "of random labels",
-        *(f"seed {seed}" for seed in found),
-        "classes used",
-    ]
-    missing = report.missing(found, settings.seeds)
     return (
-        f"MAXL, {pair.replace('-', ' → ')} ({report.alike(runs)}). Normalised mutual information "
-        "(over the arithmetic mean of the two entropies) of the auxiliary class that the label generator gives the "
-        "highest probability, and the true fine class, over the test images of each primary class: 1 where they are "
-        "the same, not quite 0 where they are unrelated, which is why the mean of "
-        f"{RANDOM_DRAWS} random, balanced assignments stands beside it, and what the label generator's first weights "
-        f"give. Mean ± standard deviation over {len(found)} run(s)"
+        f"MAXL, {pairs.title(settings.pairs[0])} ({described}). NMI: normalised mutual information (over the "
+        "arithmetic mean of the two entropies) of the auxiliary class with the largest probability and the true fine "
+        "class, over the test images of each primary class. It is 1 if the two are the same, and not quite 0 if they "
+        f"are unrelated; so the mean of {RANDOM_DRAWS} random, balanced assignments stands beside it, and what the "
+        f"label generator's first weights give. Mean ± standard deviation over {rows[0]['n']} run(s)"
         + (f", unfinished ones included as far as they are ({missing})" if missing else "")
         + ". Classes used: auxiliary classes that are the largest for some test image.\n\n"
-        f"Figure: run of seed {drawn}; for {AUXILIARY} auxiliary classes of each primary class, drawn from seed "
-        f"{settings.draw_seed}, the {IMAGES} test images of the highest probability, with the probability and the true "
-        'fine class. The paper\'s "invertebrates" and "nature scenes" are taken for CIFAR-100\'s insects and large '
-        "natural outdoor scenes.\n\n"
-    ) + report.markdown_table(heading, lines)
+        f"Figure: for {AUXILIARY} auxiliary classes of each primary class, drawn from seed {settings.draw_seed}, the "
+        f"{IMAGES} test images of the highest probability, with the probability and the true fine class. The paper's "
+        '"invertebrates" and "nature scenes" are taken for CIFAR-100\'s insects and large natural outdoor scenes.\n\n'
+    ) + report.rows_as_markdown(rows, {"primary class": "primary_class"} | COLUMNS)
 
 
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    checkpoints.require_scikit_learn("figure6")
-    classes, pair, device = chosen_classes(settings), settings.pairs[0], select_device("auto")
-    runs = cifar100.read_runs(settings.out, ["maxl"], [pair], settings.seeds)
-    test, level = checkpoints.load_test(runs, settings.data_root, device), cifar100.PAIRS[pair][0]
-    targets, names = test.labels.cpu(), create_dataset.CLASS_NAMES[level]
-    figure, generated, first, random, used, by_psi = None, {}, {}, {}, {}, {}
+    trained.require_scikit_learn("figure6")
+    classes, pair = chosen_classes(settings), settings.pairs[0]
+    device, level = select_device(argparse.Namespace(device="auto")), pairs.PAIRS[pair][0]
+    runs = pairs.read_runs(settings.out, ["maxl"], [pair], settings.seeds)
+    test, described = trained.load_test(runs, settings.data_root, device), pairs.describe(runs)
+    targets, names, fine = test.labels.cpu(), trained.class_names(runs, level), trained.class_names(runs, 3)
+    figure, numbers = None, {name: [] for name, _ in COLUMNS.values()}
     for seed, run in runs[pair, "maxl"].items():
-        trained = checkpoints.load_trained(run, cifar100.task("maxl", pair, seed, settings.out), device)
-        psi = trained.settings["psi"]
-        labels = checkpoints.generated_labels(trained.label_generator, test, level)
-        largest = labels.argmax(dim=1)
+        task = pairs.task("maxl", pair, seed, settings.out)
+        one = trained.load_trained(run, task, device)
+        psi, labels = one.settings.psi, trained.generated_labels(one.label_generator, test, level)
         if figure is None:
-            fine = [create_dataset.CLASS_NAMES[-1][c].replace("_", " ") for c in targets[:, -1]]
-            figure = draw(test.images, fine, labels, psi, targets[:, level], classes, names, settings.draw_seed)
-            drawn = seed
-        generated[seed] = shared_information(largest, targets, level)
-        untrained = checkpoints.make_networks(trained.settings)["label_generator"].to(device)
-        at_first = checkpoints.generated_labels(untrained, test, level, trained=False)
-        first[seed] = shared_information(at_first.argmax(dim=1), targets, level)
-        if tuple(psi) not in by_psi:
-            by_psi[tuple(psi)] = random_information(psi, targets, level)
-        random[seed] = by_psi[tuple(psi)]
-        used[seed] = [len(largest[targets[:, level] == c].unique()) for c in range(len(names))]
-    rows = table(generated, first, random, names, used)
-    return figure, rows, markdown(rows, runs, settings, drawn)
+            captions, shown = [fine[c] for c in targets[:, -1]], f"{described}; drawn: seed {seed}"
+            primary = targets[:, level]
+            figure = draw(test.images, captions, labels, psi, primary, classes, names, settings, shown)
+        largest = labels.argmax(dim=1)
+        first = trained.first_label_generator(task, one.settings, device)
+        at_first = trained.generated_labels(first, test, level, trained=False).argmax(dim=1)
+        numbers["nmi"].append(shared_information(largest, targets, level))
+        numbers["nmi_first"].append(shared_information(at_first, targets, level))
+        numbers["nmi_random"].append(random_information(psi, targets, level))
+        numbers["used"].append([len(largest[targets[:, level] == c].unique()) for c in range(len(names))])
+    rows = table(numbers, names)
+    return figure, rows, markdown(rows, described, report.missing(runs[pair, "maxl"], settings.seeds), settings)
 
 
 def plan(settings, options=()):
     """MAXL's runs; what the figure will need is asked for before they start."""
-    checkpoints.require_scikit_learn("figure6")
+    trained.require_scikit_learn("figure6")
     chosen_classes(settings)
     settings.methods = ["maxl"]
-    return cifar100.plan(settings, checkpoints.with_data_root(settings, options))
+    return pairs.plan(settings, trained.with_data_root(settings, options))
 
 
 def add_draw_seed(parser):
     """Add --draw-seed."""
     parser.add_argument(
-        "--draw-seed", type=checkpoints.seed_number, default=0, metavar="N",
+        "--draw-seed", type=trained.seed_number, default=0, metavar="N",
         help="of the auxiliary classes shown (default: %(default)s)",
     )  # fmt: skip
 
@@ -220,15 +196,15 @@ def add_draw_seed(parser):
 def add_options(parser):
     """Add --pairs, which takes one here, and what is drawn."""
     add = parser.add_argument
-    add("--pairs", nargs=1, choices=cifar100.PAIRS, metavar="P-A", help="one pair (default: 20-100)")
+    add("--pairs", nargs=1, choices=pairs.PAIRS, metavar="P-A", help="one pair (default: 20-100)")
     add("--classes", nargs="+", metavar="NAME", help=f"primary classes (default, of 20: {' '.join(CLASSES)})")
     add_draw_seed(parser)
-    checkpoints.add_data_root(parser)
+    trained.add_data_root(parser)
 
 
 experiment = Experiment(
     "figure6", __doc__, plan, make_report, add_options,
-    full={"pairs": ["20-100"], "seeds": cifar100.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+    full={"pairs": ["20-100"], "seeds": pairs.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 
 if __name__ == "__main__":

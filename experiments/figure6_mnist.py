@@ -1,8 +1,6 @@
-"""Figure 6, lower half: the test digits that MAXL's label generator is surest of, for the auxiliary classes of a digit.
+"""Figure 6, lower half: the test digits with MAXL's largest label probabilities, for the auxiliary classes of a digit.
 
-    python -m experiments.figure6_mnist --dry-run              # the runs, and their time on this machine
     python -m experiments.figure6_mnist                        # run what is missing, then draw
-    python -m experiments.figure6_mnist --plot --out DIR       # from runs that are there
     python -m experiments.figure6_mnist --classes 2 4 7        # some digits
     python -m experiments.figure6_mnist --quick                # a small run on generated images
 
@@ -10,9 +8,10 @@ The runs are Table 1's on MNIST with psi[i] = 3, and their checkpoints are read.
 MNIST has no finer classes to compare with, so the table says how the digits are spread over the generated classes.
 """
 
+import argparse
 import sys
 
-from experiments import checkpoints, figure6, table1
+from experiments import figure6, table1, trained
 from experiments.datasets import registry
 from experiments.datasets.registry import DATASETS
 from experiments.runner import report
@@ -21,6 +20,10 @@ from harness.acceleration import select_device
 from harness.exits import InputError
 
 PSI = 3
+COLUMNS = {
+    "auxiliary classes used": ("used", 1), "share of the most frequent": ("largest_share", 2),
+    "mean of the largest probability": ("surest", 2),
+}  # fmt: skip
 
 
 def spread(labels, primary, classes):
@@ -34,48 +37,27 @@ def spread(labels, primary, classes):
     for c in range(classes):
         probability, largest = labels[primary == c].max(dim=1)
         counts = largest.bincount()
-        rows.append(
-            {
-                "used": int((counts > 0).sum()),
-                "largest_share": float(counts.max() / counts.sum()),
-                "surest": float(probability.mean()),
-            }
-        )
+        share = float(counts.max() / counts.sum())
+        rows.append({"used": int((counts > 0).sum()), "largest_share": share, "surest": float(probability.mean())})
     return rows
 
 
 def table(spreads, names):
-    """A dict a primary class: means over the seeds of {seed: rows of `spread`}, and ± where there are several."""
+    """A dict a primary class: means over the seeds of {seed: rows of `spread`}, and ± if there are several."""
     rows = []
     for index, name in enumerate(names):
-        row = {"primary_class": name, "n": len(spreads)}
-        for column in ("used", "largest_share", "surest"):
-            values = [float(found[index][column]) for found in spreads.values()]
-            row[f"{column}_mean"], row[f"{column}_std"] = report.mean_and_spread(values)
-        rows.append(row)
+        columns = {key: [float(found[index][key]) for found in spreads.values()] for key, _ in COLUMNS.values()}
+        rows.append({"primary_class": name, "n": len(spreads)} | report.spread_columns(**columns))
     return rows
 
 
-def markdown(rows, found, settings):
+def markdown(rows, described, missing, settings):
     """The table as Markdown, with how it and the picture came about."""
-    columns = (("used", 1), ("largest_share", 2), ("surest", 2))
-    lines = [
-        [
-            row["primary_class"],
-            *(report.with_spread(row[f"{c}_mean"], row[f"{c}_std"], digits) for c, digits in columns),
-        ]
-        for row in rows
-    ]
-    missing, (dataset,) = report.missing(found, settings.seeds), settings.datasets
     return (
-        f"MAXL on {DATASETS[dataset].title}, ψ[i] = {PSI} ({report.alike({dataset: found})}), test images; "
-        f"mean ± standard deviation over {len(found)} run(s)"
+        f"MAXL, ψ[i] = {PSI} ({described}), test images; mean ± standard deviation over {rows[0]['n']} run(s)"
         + (f", unfinished ones included as far as they are ({missing})" if missing else "")
-        + f". Figure: run of seed {min(found, key=settings.seeds.index)}, auxiliary classes in an order drawn from "
-        f"seed {settings.draw_seed}.\n\n"
-    ) + report.markdown_table(
-        ["class", "auxiliary classes used", "share of the most frequent", "mean of the largest probability"], lines
-    )
+        + f". Figure: auxiliary classes in an order drawn from seed {settings.draw_seed}.\n\n"
+    ) + report.rows_as_markdown(rows, {"class": "primary_class"} | COLUMNS)
 
 
 def chosen_classes(settings):
@@ -90,30 +72,30 @@ def chosen_classes(settings):
 def make_report(settings):
     """The figure, and the table as rows and as text."""
     shown = chosen_classes(settings)
-    (dataset,), device = settings.datasets, select_device("auto")
+    (dataset,), device = settings.datasets, select_device(argparse.Namespace(device="auto"))
     runs = table1.read_runs(settings.out, [dataset], [PSI], settings.seeds)
-    found = runs[dataset, PSI]
-    root = settings.data_root or next(iter(found.values())).settings["data_root"]
-    few = DATASETS[dataset].classes  # training images, which are not needed: the fewest that there can be
-    _, test = registry.load(dataset, root, device, train_images=few)
-    primary, classes = test.labels[:, 0].cpu(), DATASETS[dataset].classes
-    names, figure, spreads = list(map(str, range(classes))), None, {}
+    found, classes = runs[dataset, PSI], DATASETS[dataset].classes
+    few = {"train_images": classes}  # which are not needed: the fewest that there can be
+    _, test = trained.load_data(next(iter(found.values())), settings.data_root, device, registry.load, **few)
+    primary, described = test.labels[:, 0].cpu(), table1.describe(runs)
+    names, figure, spreads = [f"{c}" for c in range(classes)], None, {}
     for seed, run in found.items():
-        trained = checkpoints.load_trained(run, table1.task(dataset, PSI, seed, settings.out), device)
-        labels = checkpoints.generated_labels(trained.label_generator, test, 0)
+        one = trained.load_trained(run, table1.task(dataset, PSI, seed, settings.out), device)
+        labels = trained.generated_labels(one.label_generator, test, 0)
         spreads[seed] = spread(labels, primary, classes)
         if figure is None:
-            captions, psi = [""] * len(primary), trained.settings["psi"]
-            figure = figure6.draw(test.images, captions, labels, psi, primary, shown, names, settings.draw_seed)
+            captions, words = [""] * len(primary), f"{described}; drawn: seed {seed}"
+            figure = figure6.draw(
+                test.images, captions, labels, one.settings.psi, primary, shown, names, settings, words
+            )  # fmt: skip
     rows = table(spreads, names)
-    return figure, rows, markdown(rows, found, settings)
+    return figure, rows, markdown(rows, described, report.missing(found, settings.seeds), settings)
 
 
 def plan(settings, options=()):
     """Table 1's runs of MAXL with ψ[i] = 3."""
     chosen_classes(settings)
-    (dataset,) = settings.datasets
-    options = checkpoints.with_data_root(settings, options)
+    (dataset,), options = settings.datasets, trained.with_data_root(settings, options)
     return [table1.task(dataset, PSI, seed, settings.out, options) for seed in settings.seeds]
 
 
@@ -123,7 +105,7 @@ def add_options(parser):
     add("--datasets", nargs=1, choices=DATASETS, metavar="NAME", help="one dataset (default: mnist)")
     add("--classes", nargs="+", metavar="N", help="primary classes to draw (default: the first ten)")
     figure6.add_draw_seed(parser)
-    checkpoints.add_data_root(parser)
+    trained.add_data_root(parser)
 
 
 experiment = Experiment(

@@ -1,15 +1,11 @@
-"""Figure 7: as Figure 4, the cosine similarity of the two tasks' gradients, on all six pairs of levels.
-
-python -m experiments.figure7 --plot --out DIR         # from runs that are there
-python -m experiments.figure7                          # run what is missing, then draw
-"""
+"""Figure 7: Figure 4 on all six pairs of levels; it takes the same options (experiments/figure4.py)."""
 
 import sys
 
-from experiments import cifar100
 from experiments.figure4 import similarity
+from experiments.pairs import PAIRS
 
-experiment = similarity("figure7", __doc__, list(cifar100.PAIRS))
+experiment = similarity("figure7", __doc__, list(PAIRS))
 
 if __name__ == "__main__":
     sys.exit(experiment())

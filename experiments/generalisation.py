@@ -1,21 +1,20 @@
 """Generalisation: test accuracy beside training accuracy, as the epochs go by and where the fit is the same.
 
-    python -m experiments.generalisation --dry-run         # the runs, and how long they will take on this machine
     python -m experiments.generalisation                   # run what is missing, then draw
-    python -m experiments.generalisation --plot --out DIR  # from runs that are there
     python -m experiments.generalisation --quick           # small runs on generated images
 
-A check of ours on the curves of Figure 3's runs. Where networks overfit, a method that fits its images more slowly may
-end higher for that alone; at the same training accuracy it has no such advantage.
+Drawn from the curves of Figure 3's runs. If networks overfit, a method that fits its images more slowly may end higher
+for that reason alone; at the same training accuracy it has no such advantage.
 """
 
+import functools
 import sys
 
 import numpy as np
 
-from experiments import cifar100
-from experiments.cifar100 import METHODS
-from experiments.runner import report
+from experiments import pairs
+from experiments.pairs import METHODS
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
@@ -73,22 +72,21 @@ def table(runs):
         cells += [("", values, [level] * len(values)) for level, *values in equal if not np.isnan(values).any()]
         for epochs, *values in cells:
             row = {"pair": pair, "method": METHODS[method].label, "n": len(finished), "epochs": epochs}
-            for split, of_runs in zip(("test", "train"), values):
-                row[f"{split}_mean"], row[f"{split}_std"] = report.mean_and_spread(list(map(float, of_runs)))
-            rows.append(row)
+            columns = {split: map(float, of_runs) for split, of_runs in zip(("test", "train"), values)}
+            rows.append(row | report.spread_columns(**columns))
     return rows
 
 
-def markdown(rows, runs, pairs, seeds):
+def markdown(rows, runs, described, settings):
     """Two tables a pair as Markdown, over the epochs and at equal training accuracy; a column a method."""
     text = (
         "Accuracy of the primary task in %, mean ± standard deviation over n finished runs "
-        f"({report.alike(runs)}). The training accuracy is that of the first pass, on augmented "
+        f"({described}). The training accuracy is that of the first pass, on augmented "
         "batches while the weights change. At a training accuracy: both accuracies are means over epochs of about "
         f"the same training accuracy, weighted by exp(-d² / 2·{NEAR}²), d in points; a halving of the learning rate "
         "lifts both accuracies, so compare where it is still to come for all, or past for all.\n"
     )
-    for pair in pairs:
+    for pair in settings.pairs:
         begun = {METHODS[method].label: found for (p, method), found in runs.items() if p == pair}
         over_epochs, at_level = {}, {}
         for row in (row for row in rows if row["pair"] == pair):
@@ -96,10 +94,10 @@ def markdown(rows, runs, pairs, seeds):
             lines.setdefault(row["epochs"] or row["train_mean"], {})[row["method"]] = cell(row)
         over_epochs = {f"epochs {epochs}": cells for epochs, cells in over_epochs.items()}
         over_epochs["n"] = {label: str(sum(run.finished for run in found.values())) for label, found in begun.items()}
-        over_epochs["missing"] = {label: report.missing(found, seeds) for label, found in begun.items()}
+        over_epochs["missing"] = {label: report.missing(found, settings.seeds) for label, found in begun.items()}
         at_level = {f"training accuracy {level:.0f}": at_level[level] for level in sorted(at_level)}
         for what, lines in (("test / training accuracy", over_epochs), ("test accuracy", at_level)):
-            heading = [f"{pair.replace('-', ' → ')}, {what}", *begun]
+            heading = [f"{pairs.title(pair)}, {what}", *begun]
             lines = [[name, *(cells.get(label, "") for label in begun)] for name, cells in lines.items()]
             text += "\n" + report.markdown_table(heading, lines)
     return text
@@ -113,25 +111,21 @@ def cell(row):
 
 def make_report(settings):
     """Test accuracy over training accuracy as a figure, unfinished runs included, and the tables."""
-    runs = cifar100.read_runs(settings.out, METHODS, settings.pairs, settings.seeds)
-    rows = table(runs)
+    runs = pairs.read_runs(settings.out, METHODS, settings.pairs, settings.seeds)
+    rows, described = table(runs), pairs.describe(runs)
     if not rows:
         raise InputError(f"none of the runs of these pairs and seeds in {settings.out} is finished yet")
-    figure = cifar100.draw_curves(
+    figure = drawing.draw_curves(
         runs, settings.pairs, METHODS, "test accuracy (%)", lambda run: at_equal_fit(run, GRID),
         over=("training accuracy (%)", GRID),
     )  # fmt: skip
-    return figure, rows, markdown(rows, runs, settings.pairs, settings.seeds)
-
-
-def add_options(parser):
-    """Add --pairs and --methods."""
-    cifar100.add_options(parser, pairs="20-100")
+    drawing.caption(figure, f"{described}. {drawing.LINES}")
+    return figure, rows, markdown(rows, runs, described, settings)
 
 
 experiment = Experiment(
-    "generalisation", __doc__, cifar100.plan, make_report, add_options,
-    full={"pairs": ["20-100"], "methods": cifar100.FIVE, "seeds": cifar100.SEEDS},
+    "generalisation", __doc__, pairs.plan, make_report, functools.partial(pairs.add_options, pairs="20-100"),
+    full={"pairs": ["20-100"], "methods": pairs.FIVE, "seeds": pairs.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 

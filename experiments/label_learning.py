@@ -1,24 +1,24 @@
 """Label learning: how far MAXL's label generator has come from the weights it started with, and what moves it.
 
-    python -m experiments.label_learning --dry-run         # the runs, and how long they will take on this machine
     python -m experiments.label_learning                   # run what is missing, then draw
-    python -m experiments.label_learning --plot --out DIR  # from runs that are there
     python -m experiments.label_learning --quick           # small runs on generated images
 
-A check of ours. The runs are Figure 3's, and Table 3's with λ = 0; their checkpoints are read. Where most images still
-have the auxiliary class that the initial weights gave them, the labels are those of a random network.
+The runs are Figure 3's, and Table 3's with λ = 0; their checkpoints are read. If most images still have the auxiliary
+class that the first weights gave them, the labels are those of a random network.
 """
 
+import argparse
+import functools
 import math
 import sys
 
 import torch
 
-from experiments import checkpoints, cifar100
-from experiments.runner import report
+from experiments import pairs, trained
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
-from model_vgg_maxl import meta_gradient, negative_entropy
+from maxl import meta_gradient, multi_task_loss, negative_entropy
 
 BOTH = ["maxl", "maxl0"]
 BATCH_SIZE = 100
@@ -89,22 +89,26 @@ def norm_of_mean(total, squares, count):
     return math.sqrt(max(0.0, total**2 - squares) / pairs) if pairs else math.nan
 
 
-def pulls(trained, train, level, step_length, seed):
+def pulls(one, train, step_length, seed):
     """Norms of what the second pass adds up for θ2, each of the expected gradient, from the first batches of a pass.
 
-    step_length: α. Returns those of the meta-gradient, of λ𝓗 (eq. 7) and of weight decay by the table's columns, and
-    the root mean square norm of the meta-gradient on a batch.
+    one: Trained. step_length: α. Returns those of the meta-gradient, of λ𝓗 (eq. 7) and of weight decay by the table's
+    columns, and the root mean square norm of the meta-gradient on a batch.
     """
-    network, label_generator, settings = trained
+    network, label_generator, settings = one
     network.train()
     label_generator.train()
+    loss = functools.partial(
+        multi_task_loss, gamma=settings.focal_gamma, auxiliary_weight=settings.auxiliary_weight
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(network.parameters(), lr=step_length)
     theta2, sums, squares = list(label_generator.parameters()), {}, {"pull_meta": 0.0, "pull_entropy": 0.0}
     for count, (images, targets) in enumerate(train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(seed)), 1):
-        primary = targets[:, level]
+        primary = targets[:, settings.primary_level]
         meta, _ = meta_gradient(
-            network, label_generator, images, primary, step_length, entropy_weight=0.0, gamma=settings["focal_gamma"]
-        )
-        spread = settings["entropy_weight"] * negative_entropy(label_generator(images, primary))
+            network, label_generator, optimizer, images, primary, entropy_weight=None, loss=loss
+        )  # fmt: skip
+        spread = settings.entropy_weight * negative_entropy(label_generator(images, primary))
         for name, gradients in (("pull_meta", meta), ("pull_entropy", torch.autograd.grad(spread, theta2))):
             sums[name] = [g + s for g, s in zip(gradients, sums.get(name, [0.0] * len(theta2)))]
             squares[name] += norm(gradients) ** 2
@@ -112,16 +116,16 @@ def pulls(trained, train, level, step_length, seed):
             break
     found = {name: norm_of_mean(norm(total), squares[name], count) for name, total in sums.items()}
     found["one_batch_meta"] = math.sqrt(squares["pull_meta"] / count)
-    return found | {"pull_decay": settings["label_weight_decay"] * norm(theta2)}
+    return found | {"pull_decay": settings.label_weight_decay * norm(theta2)}
 
 
-def look_at(run, task, train, level, device):
+def measure(run, task, train, device):
     """The numbers of one run, by the table's columns."""
-    trained = checkpoints.load_trained(run, task, device)
-    first = checkpoints.make_networks(trained.settings)["label_generator"].to(device)
+    one = trained.load_trained(run, task, device)
+    first, level = trained.first_label_generator(task, one.settings, device), one.settings.primary_level
     at_start, now, other_crop = (
         generated(label_generator, train, level, seed)
-        for label_generator, seed in ((first, 0), (trained.label_generator, 0), (trained.label_generator, 1))
+        for label_generator, seed in ((first, 0), (one.label_generator, 0), (one.label_generator, 1))
     )
     numbers = {
         "entropy_at_start": entropy(at_start),
@@ -129,78 +133,68 @@ def look_at(run, task, train, level, device):
         "as_at_start": agreement(at_start, now),
         "both_crops": agreement(now, other_crop),
     }
-    rates, iterations = run.column("label_learning_rate"), train.iterations(trained.settings["batch_size"])
-    weight_decay = trained.settings["label_weight_decay"]
-    numbers |= moved(trained.label_generator, first, rates, iterations, weight_decay)
-    return numbers | pulls(trained, train, level, run.rows[-1]["learning_rate"], seed=2)
+    rates, iterations = run.column("label_learning_rate"), train.iterations(one.settings.batch_size)
+    numbers |= moved(one.label_generator, first, rates, iterations, one.settings.label_weight_decay)
+    return numbers | pulls(one, train, run.rows[-1]["learning_rate"], seed=2)
 
 
 def table(runs, settings, device):
     """A dict a row: pair and λ, means and spreads over the seeds of each column."""
     rows = []
     for (pair, method), found in runs.items():
-        numbers, level = [], cifar100.PAIRS[pair][0]
+        numbers = []
         for seed, run in found.items():
-            train = checkpoints.load_train(run, settings.data_root, device)
+            train, _ = trained.load_data(run, settings.data_root, device)
             train.labels = torch.cat([train.labels, torch.arange(len(train), device=device)[:, None]], dim=1)
-            numbers.append(look_at(run, cifar100.task(method, pair, seed, settings.out), train, level, device))
-        row = {"pair": pair, "method": cifar100.METHODS[method].label, "n": len(found)}
-        for column in COLUMNS:
-            mean, spread = report.mean_and_spread([one[column] for one in numbers])
-            row |= {f"{column}_mean": mean, f"{column}_std": spread}
+            numbers.append(measure(run, pairs.task(method, pair, seed, settings.out), train, device))
+        row = {"pair": pair, "method": pairs.METHODS[method].label, "n": len(found)}
+        row |= report.spread_columns(**{column: [one[column] for one in numbers] for column in COLUMNS})
         rows.append(row | {"missing": report.missing(found, settings.seeds)})
     return rows
 
 
-def markdown(rows, runs):
+def markdown(rows, described):
     """The table as Markdown, with how its columns came about."""
-    lines = [
-        [
-            row["pair"].replace("-", " → "), row["method"],
-            *(report.with_spread(row[f"{c}_mean"], row[f"{c}_std"], digits) for c, (_, digits) in COLUMNS.items()),
-            str(row["n"]), row["missing"],
-        ]
-        for row in rows
-    ]  # fmt: skip
-    heading = ["primary → auxiliary", "method", *(text for text, _ in COLUMNS.values()), "n", "missing"]
+    columns = {heading: (name, digits) for name, (heading, digits) in COLUMNS.items()}
     return (
         f"The label generator as its run left it, beside the weights it started with, on the training images, cropped "
-        f"and mirrored as in training; mean ± standard deviation over n runs ({report.alike(runs)}). "
+        f"and mirrored as in training; mean ± standard deviation over n runs ({described}). "
         "Entropy of a label: the mean of each image's own, in nats. Class: the most probable of an image's label. "
         "Moved: norm of the difference to the first weights, what weight decay alone makes of these, and the rest. "
         "Pull: norm of each gradient that the second pass adds up for θ2, before the learning rate, with the last "
         f"epoch's α in θ1⁺; of the expected one, estimated from all pairs of {BATCHES} batches of {BATCH_SIZE} at "
         "most, 0 where noise hides it; beside it the root mean square of a single batch's.\n\n"
-    ) + report.markdown_table(heading, lines)
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
 
 
 def make_report(settings):
     """The entropy of a label over the epochs as a figure, and the table."""
-    device = select_device("auto")
-    runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
-    shown = {method: cifar100.METHODS[method] for method in BOTH}
-    figure = cifar100.draw_curves(
+    device = select_device(argparse.Namespace(device="auto"))
+    runs = pairs.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
+    shown, described = {method: pairs.METHODS[method] for method in BOTH}, pairs.describe(runs)
+    figure = drawing.draw_curves(
         runs, settings.pairs, shown, "entropy of a label", lambda run: run.column("train_label_entropy")
     )
+    drawing.caption(figure, f"{described}. {drawing.LINES}")
     rows = table(runs, settings, device)
-    return figure, rows, markdown(rows, runs)
+    return figure, rows, markdown(rows, described)
 
 
 def plan(settings, options=()):
     """MAXL with both weights of the entropy loss."""
     settings.methods = BOTH
-    return cifar100.plan(settings, checkpoints.with_data_root(settings, options))
+    return pairs.plan(settings, trained.with_data_root(settings, options))
 
 
 def add_options(parser):
     """Add --pairs and --data-root."""
-    cifar100.add_pairs(parser, default="20-100")
-    checkpoints.add_data_root(parser)
+    pairs.add_pairs(parser, default="20-100")
+    trained.add_data_root(parser)
 
 
 experiment = Experiment(
     "label_learning", __doc__, plan, make_report, add_options,
-    full={"pairs": ["20-100"], "seeds": cifar100.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+    full={"pairs": ["20-100"], "seeds": pairs.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Table 1: Single and MAXL, every primary class split into 2, 3, 5 or 10, on six datasets with three backbones.
 
-    python -m experiments.table1 --dry-run                          # the 90 runs, and their time on this machine
     python -m experiments.table1                                    # run what is missing, then draw
     python -m experiments.table1 --datasets mnist --psi 3 --seeds 0 # a part: Single and psi[i] = 3
     python -m experiments.table1 --jobs 4                           # four at a time, spread over the visible GPUs
@@ -17,17 +16,18 @@ import sys
 
 from experiments.datasets import registry
 from experiments.datasets.registry import DATASETS
-from experiments.runner import report
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
-from experiments.runner.task import Task
+from experiments.runner.task import Task, shared_options, with_defaults
 from harness.exits import InputError
 
 PSI = [2, 3, 5, 10]
 SEEDS = [0, 1, 2]
 SINGLE = "single"
+SCRIPTS = {name: f"experiments.methods.table1_{name}" for name in (SINGLE, "maxl")}
+DEFAULTS = {"--test-statistics": "settled"}  # MAXL's second pass settles its own, so this treats both alike
 SIX = ["mnist", "svhn", "cifar10", "imagenet32", "cinic10", "ucf101"]
 TITLES = {"conv4": "4-layer ConvNet", "vgg16": "VGG-16", "resnet32": "ResNet-32"}
-GFLOP = {"conv4": 0.03, "vgg16": 0.63, "resnet32": 0.14}  # of an image's forward, to weigh the time left
 PAPER = {  # mean, ± in %
     "mnist": {SINGLE: (99.57, 0.02), 2: (99.56, 0.04), 3: (99.71, 0.02), 5: (99.59, 0.03), 10: (99.57, 0.02)},
     "svhn": {SINGLE: (94.05, 0.07), 2: (94.39, 0.08), 3: (94.38, 0.07), 5: (94.59, 0.12), 10: (94.41, 0.09)},
@@ -45,17 +45,12 @@ def run_name(dataset, method, seed):
 
 def task(dataset, method, seed, root, options=()):
     """The run of a method on a dataset from a seed, as a Task."""
-    own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone]
-    cost = DATASETS[dataset].sizes[0] * GFLOP.get(DATASETS[dataset].backbone, 0.1) / (50_000 * GFLOP["vgg16"])
-    kind, script, networks = "single", "experiments.model_single", 2  # with the optimizer's momentum
-    if method != SINGLE:
-        own += ["--psi", str(method)]
-        kind, script, networks, cost = "maxl", "experiments.model_maxl", 3, 4.7 * cost
-    own += ["--seed", str(seed)]
-    return Task(
-        run_name(dataset, method, seed), f"{kind} on {dataset}", script, tuple(own), root, tuple(options), cost,
-        networks, registry,
-    )  # fmt: skip
+    own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone, "--seed", str(seed)]
+    own += [] if method == SINGLE else ["--psi", str(method)]
+    kind = SINGLE if method == SINGLE else "maxl"
+    options = shared_options(with_defaults(options, DEFAULTS), SCRIPTS[kind], SCRIPTS.values())
+    name = run_name(dataset, method, seed)
+    return Task(name, f"{kind} on {dataset}", SCRIPTS[kind], tuple(own), root, options, registry)
 
 
 def plan(settings, options=()):
@@ -76,8 +71,7 @@ def plan(settings, options=()):
 def read_runs(root, datasets, methods, seeds):
     """{(dataset, method): {seed: RunOnDisk}} of all folders that have curves.
 
-    Raises InputError where there are none, and where runs on one dataset differ in more than method and seed; for that
-    MAXL is one method, with any ψ.
+    Raises InputError if there are none, and if runs on one dataset differ in more than method, ψ and seed.
     """
     runs = {}
     for dataset in datasets:
@@ -85,7 +79,7 @@ def read_runs(root, datasets, methods, seeds):
             run = report.run_of(task(dataset, method, seed, root))
             if run is not None:
                 runs.setdefault((dataset, method), {})[seed] = run
-        report.check_alike({(method, method == SINGLE): found for (_, method), found in runs_on(dataset, runs).items()})
+        report.check_alike(runs_on(dataset, runs))
     if not runs:
         raise InputError(f"there are no runs of these datasets and seeds in {root} yet; start them without --plot")
     return runs
@@ -96,24 +90,24 @@ def runs_on(dataset, runs):
     return {key: found for key, found in runs.items() if key[0] == dataset}
 
 
-def table(runs, datasets, methods, seeds):
+def describe(runs):
+    """report.describe of runs on one dataset."""
+    return report.describe(runs, lambda method: "Single" if method == SINGLE else "MAXL")
+
+
+def table(runs, settings):
     """A dict a cell: dataset and method, test accuracy in % of the final epoch, the gain over Single, the paper's."""
     rows = []
-    for dataset in datasets:
-        single = runs.get((dataset, SINGLE), {})
-        for method in methods:
-            found = runs.get((dataset, method), {})
-            values = report.finals(found)
-            row = {"dataset": dataset, "backbone": DATASETS[dataset].backbone, "method": str(method)}
-            row |= {"begun": len(found), "n": len(values)}
-            row["mean"], row["std"] = report.mean_and_spread(list(values.values()))
-            gains = report.gains(found, single) if method != SINGLE else []
-            row["gain_n"] = len(gains)
-            row["gain_mean"], row["gain_std"] = report.mean_and_spread(gains)
-            row["paper_mean"], row["paper_std"] = PAPER.get(dataset, {}).get(method, (None, None))
-            row["seconds_per_run"] = statistics.fmean(found[seed].seconds for seed in values) if values else None
-            row["missing"] = report.missing(found, seeds)
-            rows.append(row)
+    for dataset, method in itertools.product(settings.datasets, [SINGLE, *settings.psi]):
+        found, values = runs.get((dataset, method), {}), report.finals(runs.get((dataset, method), {}))
+        row = {"dataset": dataset, "backbone": DATASETS[dataset].backbone, "method": str(method)}
+        row |= {"begun": len(found), "n": len(values)}
+        row["mean"], row["std"] = report.mean_and_spread(list(values.values()))
+        gains = report.gains(found, runs.get((dataset, SINGLE), {})) if method != SINGLE else []
+        row |= {"gain_n": len(gains)} | report.spread_columns(gain=gains)
+        row["paper_mean"], row["paper_std"] = PAPER.get(dataset, {}).get(method, (None, None))
+        row["seconds_per_run"] = statistics.fmean(found[seed].seconds for seed in values) if values else None
+        rows.append(row | {"missing": report.missing(found, settings.seeds)})
     return rows
 
 
@@ -133,7 +127,7 @@ def markdown(rows, runs):
         lines.append([title, backbone, "ours", *line(cells)])
         if dataset in PAPER:
             lines.append(["", "", "paper", *line(cells, "paper_")])
-        alike = [report.alike(found) for found in [runs_on(dataset, runs)] if found]
+        alike = [describe(found) for found in [runs_on(dataset, runs)] if found]
         missing = [f"{name}: {row['missing']}" for name, row in zip(headings, cells) if row["missing"] and row["begun"]]
         marked = ["the paper itself has 54.70 in bold"] if dataset == "ucf101" else []
         notes.append(f"- {title}: " + "; ".join([*(alike or ["not run"]), *missing, *marked]) + ".\n")
@@ -161,12 +155,7 @@ def line(cells, whose=""):
 
 def draw(rows, datasets):
     """A panel a dataset: the gain over Single of the same seed for each ψ[i], mean ± std, beside the paper's."""
-    from matplotlib.figure import Figure
-
-    columns = min(3, len(datasets))
-    lines = -(-len(datasets) // columns)
-    figure = Figure(figsize=(1 + 3.2 * columns, 0.8 + 2.6 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    figure, grid = drawing.grid_of(len(datasets), min(3, len(datasets)), (3.2, 2.6), (1, 1))
     shown = {}
     for axes, dataset in zip(grid, datasets):
         cells = [row for row in rows if row["dataset"] == dataset]
@@ -191,18 +180,18 @@ def draw(rows, datasets):
         axes.set_title(title if run else f"{title}: not run", fontsize=10)
         axes.set(xlabel="ψ[i]", ylabel="gain over Single (points)")
         axes.grid(axis="y", alpha=0.3)
-    for axes in grid[len(datasets) :]:
-        axes.axis("off")
     figure.legend(shown.values(), shown, loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
 def make_report(settings):
     """The chart, and the table as rows and as text; what was not run is shown as such."""
-    methods = [SINGLE, *settings.psi]
-    runs = read_runs(settings.out, settings.datasets, methods, settings.seeds)
-    rows = table(runs, settings.datasets, methods, settings.seeds)
-    return draw(rows, settings.datasets), rows, markdown(rows, runs)
+    runs = read_runs(settings.out, settings.datasets, [SINGLE, *settings.psi], settings.seeds)
+    rows = table(runs, settings)
+    figure = draw(rows, settings.datasets)
+    described = [describe(runs_on(dataset, runs)) for dataset, _ in runs]
+    drawing.caption(figure, ". ".join(dict.fromkeys(described)) + ". Bars: ± one standard deviation over the seeds.")
+    return figure, rows, markdown(rows, runs)
 
 
 def add_options(parser):

@@ -1,8 +1,6 @@
 """Table 3: MAXL with the entropy loss (λ = 0.2) and without (λ = 0): auxiliary classes used, and test accuracy.
 
-    python -m experiments.table3 --dry-run                 # the runs, and how long they will take on this machine
     python -m experiments.table3                           # run what is missing, then draw
-    python -m experiments.table3 --plot --out DIR          # from runs that are there
     python -m experiments.table3 --quick                   # small runs on generated images
 
 The runs with λ = 0.2 are Figure 3's. A class counts as used if it is the largest in the label of some image of the
@@ -11,8 +9,8 @@ training set, over the first pass of the final epoch.
 
 import sys
 
-from experiments import cifar100
-from experiments.runner import report
+from experiments import pairs
+from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
@@ -20,7 +18,7 @@ LAMBDA = 0.2
 BOTH = ["maxl", "maxl0"]
 USED = "train_auxiliary_classes_used"
 PAPER = {  # test accuracy in %, share of the classes used
-    "maxl": {pair: (accuracy, 1.00) for pair, accuracy in cifar100.PAPER.items()},
+    "maxl": {pair: (accuracy, 1.00) for pair, accuracy in pairs.PAPER.items()},
     "maxl0": {
         "3-10": (90.26, 1.00), "3-20": (90.39, 0.65), "3-100": (90.22, 0.35),
         "10-20": (77.73, 1.00), "10-100": (78.20, 0.57), "20-100": (73.97, 0.61),
@@ -28,69 +26,69 @@ PAPER = {  # test accuracy in %, share of the classes used
 }  # fmt: skip
 
 
-def table(runs, pairs, seeds):
+def table(runs, settings):
     """A dict a row: pair and λ, accuracy in % and share of classes used in the final epoch, ours and the paper's."""
     rows, generated = [], report.generated(runs)
-    for pair in pairs:
+    for pair in settings.pairs:
         for method in BOTH:
             found = runs.get((pair, method), {})
             finished = [run for run in found.values() if run.finished]
             row = {"pair": pair, "entropy_weight": LAMBDA if method == "maxl" else 0.0, "n": len(finished)}
-            for name, values in (
-                ("accuracy", [run.accuracy[-1] for run in finished]),
-                ("used", [run.column(USED)[-1] for run in finished]),
-            ):
-                row[f"{name}_mean"], row[f"{name}_std"] = report.mean_and_spread(values)
+            row |= {"begun": len(found)} | report.spread_columns(
+                accuracy=[run.accuracy[-1] for run in finished], used=[run.column(USED)[-1] for run in finished]
+            )
             theirs = (None, None) if generated else PAPER[method].get(pair, (None, None))
             row["paper_accuracy"], row["paper_used"] = theirs
-            row["missing"] = report.missing(found, seeds)
-            rows.append(row)
+            rows.append(row | {"missing": report.missing(found, settings.seeds)})
     return rows
 
 
-def markdown(rows, runs):
+def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
-    shared, lines = report.alike(runs), []
-    for row in rows:
-        cells = [row["pair"].replace("-", " → "), f"{row['entropy_weight']:.1f}"]
-        for name in ("accuracy", "used"):
-            mean, theirs = row[f"{name}_mean"], row[f"paper_{name}"]
-            cells.append("not finished" if mean is None else report.with_spread(mean, row[f"{name}_std"]))
-            cells.append("" if theirs is None else f"{theirs:.2f}")
-        lines.append([*cells, str(row["n"]), row["missing"]])
-    heading = ["primary → auxiliary", "λ", "test accuracy (%)", "paper", "classes used", "paper", "n", "missing"]
+
+    def paper(name):
+        return lambda row: "" if row[name] is None else f"{row[name]:.2f}"
+
+    columns = {
+        "primary → auxiliary": lambda row: pairs.title(row["pair"]), "λ": "entropy_weight",
+        "test accuracy (%)": ("accuracy", 2), "in the paper (%)": paper("paper_accuracy"),
+        "classes used": ("used", 2), "in the paper": paper("paper_used"), "n": "n", "missing": "missing",
+    }  # fmt: skip
     return (
         f"MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
-        f"({shared}).\n\n"
-    ) + report.markdown_table(heading, lines)
+        f"({described}).\n\n"
+    ) + report.rows_as_markdown(rows, columns)
 
 
 def make_report(settings):
     """The shares of classes used over the epochs as a figure, and the table."""
-    runs = cifar100.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
+    runs = pairs.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
     for run in report.listed({key: found for key, found in runs.items() if key[1] == "maxl"}):
         if run.settings.get("entropy_weight", LAMBDA) != LAMBDA:
             raise InputError(
                 f"{run.folder} was run with λ = {run.settings['entropy_weight']}, and Table 3 is of {LAMBDA} and 0; "
                 "move it away, or name another folder with --out"
             )
-    rows = table(runs, settings.pairs, settings.seeds)
-    shown = {method: cifar100.METHODS[method] for method in BOTH}
-    figure = cifar100.draw_curves(runs, settings.pairs, shown, "share of classes used", lambda run: run.column(USED))
-    for axes in figure.axes[: len(settings.pairs)]:  # a share is seen as one; where there is a closer look, it stays
+    rows, described = table(runs, settings), pairs.describe(runs)
+    shown = {method: pairs.METHODS[method] for method in BOTH}
+    figure = drawing.draw_curves(
+        runs, settings.pairs, shown, "share of classes used", lambda run: run.column(USED)
+    )  # fmt: skip
+    for axes in figure.axes[: len(settings.pairs)]:  # from 0 to 1; the enlarged half keeps its scale
         axes.set_ylim(0, 1.05)
-    return figure, rows, markdown(rows, runs)
+    drawing.caption(figure, f"{described}. {drawing.LINES}")
+    return figure, rows, markdown(rows, described)
 
 
 def plan(settings, options=()):
     """MAXL with both weights of the entropy loss."""
     settings.methods = BOTH
-    return cifar100.plan(settings, options)
+    return pairs.plan(settings, options)
 
 
 experiment = Experiment(
-    "table3", __doc__, plan, make_report, cifar100.add_pairs,
-    full={"pairs": list(cifar100.PAIRS), "seeds": cifar100.SEEDS},
+    "table3", __doc__, plan, make_report, pairs.add_pairs,
+    full={"pairs": list(pairs.PAIRS), "seeds": pairs.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 

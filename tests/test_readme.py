@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, SCRIPTS, TINY, curves, run_script
 
-from experiments import model_maxl
+from experiments.methods import table1_maxl
 from experiments.datasets import registry
 from harness import exits
 
@@ -104,7 +104,7 @@ def test_the_dataset_that_experiments_shows_is_read_and_trained_on(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (70, 32, 32, 3), np.uint8)
     np.savez("mine.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
     few = ["--dataset", "mine", "--data-root", ".", "--width", "0.1", "--epochs", "1", "--batch-size", "35"]
-    assert exits.run_main(model_maxl.main, [*few, "--psi", "3", "--out", "r"]) == 0
+    assert exits.run_main(table1_maxl.main, [*few, "--psi", "3", "--out", "r"]) == 0
     assert Path("r/curves.csv").exists()
 
 

@@ -20,7 +20,7 @@ class Dataset(NamedTuple):
     classes: int
     sizes: tuple  # training and test images
     read: Callable  # folder -> ((images, labels) of the training split, the same of the test split); see `read`
-    backbone: str  # of experiments.backbones, in Table 1
+    backbone: str  # of experiments.methods.backbones, in Table 1
     channels: int = 3  # of an image
     mirror: bool = True  # whether training images are mirrored
 
@@ -66,13 +66,13 @@ def read(name, data_root):
     return splits
 
 
-def load(name, data_root, device, train_images=None, seed=0, channels_last=False):
-    """Return the training and the test Split of a dataset on `device`, labels (N, 1); as create_dataset.load."""
-    mirror = DATASETS[name].mirror
-    (images, labels), (test_images, test_labels) = read(name, data_root)
+def load(settings, device):
+    """Return the training and the test Split of settings.dataset on `device`, labels (N, 1); as create_dataset.load."""
+    mirror, channels_last = DATASETS[settings.dataset].mirror, settings.channels_last
+    (images, labels), (test_images, test_labels) = read(settings.dataset, settings.data_root)
     labels, test_labels = labels[:, None], test_labels[:, None]
-    if train_images is not None:
-        subset = create_dataset.balanced_subset(labels, train_images, seed)
+    if settings.train_images is not None:
+        subset = create_dataset.balanced_subset(labels, settings.train_images, settings.seed)
         images, labels = images[subset.numpy()], labels[subset]
     test = split_for(test_images, test_labels, device, channels_last, mirror)
     return split_for(images, labels, device, channels_last, mirror), test

@@ -1,19 +1,16 @@
 """Running a plan as jobs of submitit (github.com/facebookincubator/submitit): on Slurm, or as processes here."""
 
 import contextlib
-import itertools
 import os
 import time
 
 from experiments.runner import process
-from experiments.runner.here import share_of_machine
-from experiments.runner.progress import Progress
-from harness.exits import InputError, raise_dropped
-from harness.files import at_work
+from experiments.runner.here import say, share_of_machine
+from harness.exits import InputError
 
 
 class Job:
-    """A command as submitit runs it: the same process, started anew where the job is preempted or runs out of time.
+    """A command as submitit runs it: the same process, started anew if the job is preempted or runs out of time.
 
     variables: of its environment, set over those that submitit sets.
     """
@@ -24,7 +21,7 @@ class Job:
     def __call__(self):
         self.process = process.start(self.command, self.log, **self.variables)
         try:
-            # not wait(), which holds a lock that checkpoint(), called by a signal amid it, would wait for
+            # not wait(): it holds a lock, and checkpoint(), called by a signal in its midst, would wait for that
             while self.process.poll() is None:
                 time.sleep(0.5)
             return self.process.returncode
@@ -40,66 +37,58 @@ class Job:
         return submitit.helpers.DelayedSubmission(Job(self.command, self.log, self.variables))
 
 
-def run_on_cluster(tasks, cluster, jobs, parameters):
-    """Run the tasks that are not done as submitit jobs (an array, on Slurm); as run_here."""
-    try:
-        import submitit
-    except ImportError:
-        raise InputError("--submitit needs the package submitit: pip install submitit") from None
-    os.environ.update(process.environment())  # the jobs inherit it
-    if cluster == "slurm":
-        parameters = {"name": "maxl", "slurm_array_parallelism": jobs} | parameters
-    try:
-        executor = submitit.AutoExecutor(folder=tasks[0].root / "submitit", cluster=cluster)
-        executor.update_parameters(**parameters)
-    except (RuntimeError, ValueError, TypeError, AssertionError, NameError, KeyError) as error:
-        raise InputError(f"--submitit {cluster}, and its parameters: {' '.join(str(error).split())}") from None
+class Submitted:
+    """A submitted job, polled like a process; an error of submitit itself goes to the run's log."""
 
-    slots = itertools.count()
+    def __init__(self, job, log):
+        self.job, self.log = job, log
 
-    def variables():  # submitit's local jobs see no GPU but those that they are told of
-        return share_of_machine(next(slots), jobs) if cluster == "local" else {}
+    def poll(self):
+        if not self.job.done():
+            return None
+        if error := self.job.exception():
+            with open(self.log, "a") as file:
+                file.write(f"error: {type(error).__name__}, see {self.job.paths.stderr}\n")
+            return 1
+        return self.job.result()
 
-    waiting, running, bad = [task for task in tasks if task.state() != "done"], {}, {}
-    progress = Progress(tasks)
-    at_a_time = len(waiting) if cluster == "slurm" else jobs  # Slurm keeps the number itself
-    try:
-        while waiting or running:
-            batch = [task for task in waiting if task.state() != "at work"][: at_a_time - len(running)]
-            waiting = [task for task in waiting if task not in batch]
-            if batch:
-                with executor.batch():
-                    submitted = [executor.submit(Job(task.command, task.log, variables())) for task in batch]
-                for task, job in zip(batch, submitted):
-                    progress.say(f"submitted {task.name} as job {job.job_id}")
-                    running[task] = job, task.epochs_done()
-            time.sleep(1 if cluster == "local" else 10)
-            raise_dropped()
-            for task, (job, epochs) in list(running.items()):
-                if not job.done():
-                    continue
-                del running[task]
-                error = job.exception()
-                code = job.result() if error is None else None
-                result = f"{type(error).__name__}, see {job.paths.stderr}" if error else task.outcome(code)
-                if code == 2 and at_work(task.folder):
-                    waiting.append(task)
-                    continue
-                progress.say(f"ended {task.name}: {result}")
-                if result == "unfinished" and task.epochs_done() > epochs:  # --max-minutes were over: again
-                    waiting.append(task)
-                elif result != "done":
-                    bad[task] = result
-            progress.show(running=len(running), waiting=len(waiting), failed=len(bad))
-    finally:
-        if running and cluster == "slurm":
-            progress.say("the jobs go on; scancel ends them")
-        else:
-            for job, _ in running.values():
-                with contextlib.suppress(Exception):
-                    job.cancel()
-        progress.bar.close()
-    return bad
+
+class Cluster:
+    """Runs as jobs, `jobs` at a time: kind "slurm", or "local" for processes here. parameters: of submitit's executor.
+
+    A job that ends at --max-minutes is submitted again as long as it gains epochs. Raises InputError if submitit is not
+    there or refuses the parameters.
+    """
+
+    retries = True
+
+    def __init__(self, kind, jobs, root, parameters):
+        try:
+            import submitit
+        except ImportError:
+            raise InputError("--submitit needs the package submitit: pip install submitit") from None
+        self.kind, self.jobs, self.pause = kind, jobs, 1 if kind == "local" else 10
+        os.environ.update(process.environment())  # the jobs inherit it
+        try:
+            self.executor = submitit.AutoExecutor(folder=root / "submitit", cluster=kind)
+            self.executor.update_parameters(**({"name": "maxl"} if kind == "slurm" else {}) | parameters)
+        except (RuntimeError, ValueError, TypeError, AssertionError, NameError, KeyError) as error:
+            raise InputError(f"--submitit {kind}, and its parameters: {' '.join(str(error).split())}") from None
+
+    def start(self, task, slot):
+        # submitit's local jobs see no GPU but those that they are told of
+        variables = share_of_machine(slot, self.jobs) if self.kind == "local" else {}
+        job = self.executor.submit(Job(task.command, task.log, variables))
+        say(f"submitted {task.name} as job {job.job_id}")
+        return Submitted(job, task.log)
+
+    def stop(self, runs):
+        if runs and self.kind == "slurm":
+            say("the jobs go on; scancel ends them")
+            return
+        for run in runs:
+            with contextlib.suppress(Exception):
+                run.job.cancel()
 
 
 def executor_parameters(texts):

@@ -1,40 +1,55 @@
-"""Running a plan on this machine, some runs at a time."""
+"""Running a plan, some runs at a time: on this machine or, with the Cluster of cluster.py, as jobs."""
 
+import datetime
 import os
 import time
 
 import torch
 
 from experiments.runner import process
-from experiments.runner.progress import Progress
-from harness.exits import raise_dropped
 from harness.files import at_work
 
 
-def run_here(tasks, jobs):
-    """Run the tasks that are not done, `jobs` at a time; returns {task: "unfinished" or why it failed}.
+class Here:
+    """Runs as processes of this machine, `jobs` at a time."""
 
-    A folder that another process is at work in is waited for. Whatever ends this function ends the runs first.
+    pause = 0.5  # seconds between two looks at the runs
+    retries = False  # a run that ends at --max-minutes is not started again
+
+    def __init__(self, jobs):
+        self.jobs = jobs
+
+    def start(self, task, slot):
+        """Start a task; returns what has poll(): its exit code, None while it runs."""
+        return process.start(task.command, task.log, **share_of_machine(slot, self.jobs))
+
+    def stop(self, runs):
+        process.stop(runs)
+
+
+def run_tasks(tasks, where):
+    """Run the tasks that are not done, where.jobs at a time; returns {task: "unfinished" or why it failed}.
+
+    where: Here or a Cluster. It waits for a folder that another process is at work in. Whatever ends this function ends
+    the runs first.
     """
     waiting, running, bad = [task for task in tasks if task.state() != "done"], {}, {}
-    progress = Progress(tasks)
     if len(waiting) < len(tasks):
-        progress.say(f"{len(tasks) - len(waiting)} of {len(tasks)} runs are done already")
+        say(f"{len(tasks) - len(waiting)} of {len(tasks)} runs are done already")
     try:
         while waiting or running:
-            for slot in set(range(jobs)) - running.keys():
+            for slot in set(range(where.jobs)) - running.keys():
                 ready = ((task, state) for task in waiting if (state := task.state()) != "at work")
                 task, state = next(ready, (None, None))
                 if task is None:
                     break
                 waiting.remove(task)
                 if state != "done":  # by another process, meanwhile
-                    progress.say(f"started {task.name}")
-                    with process.signals_held():
-                        running[slot] = task, process.start(task.command, task.log, **share_of_machine(slot, jobs))
-            time.sleep(0.5)
-            raise_dropped()
-            for slot, (task, run) in list(running.items()):
+                    say(f"started {task.name}")
+                    with process.signals_held():  # so that no run is started and then not known of
+                        running[slot] = task, task.epochs_done(), where.start(task, slot)
+            time.sleep(where.pause)
+            for slot, (task, epochs, run) in list(running.items()):
                 code = run.poll()
                 if code is None:
                     continue
@@ -43,14 +58,18 @@ def run_here(tasks, jobs):
                 if code == 2 and at_work(task.folder):
                     waiting.append(task)
                     continue
-                if result != "done":
+                say(f"ended {task.name}: {result}")
+                if where.retries and result == "unfinished" and task.epochs_done() > epochs:
+                    waiting.append(task)
+                elif result != "done":
                     bad[task] = result
-                progress.say(f"ended {task.name}: {result}")
-            progress.show(running=len(running), waiting=len(waiting), failed=len(bad))
     finally:
-        process.stop([run for _, run in running.values()])
-        progress.bar.close()
+        where.stop([run for *_, run in running.values()])
     return bad
+
+
+def say(text):
+    print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
 
 
 def share_of_machine(slot, jobs):

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from experiments.runner import report
-from experiments.runner.cluster import executor_parameters, run_on_cluster
-from experiments.runner.here import run_here
+from experiments.runner.cluster import Cluster, executor_parameters
+from experiments.runner.here import Here, run_tasks
 from experiments.runner.progress import show_plan, show_status
-from experiments.runner.ready import get_ready
+from experiments.runner.ready import fetch_data
+from experiments.runner.task import check_plan
 from harness.command_line import Parser
 from harness.exits import InputError, TimeLimit, run_main
 
@@ -57,8 +58,12 @@ class Experiment:
         settings, options = parser.parse_known_args(argv)
         if settings.jobs < 1:
             raise InputError(f"--jobs {settings.jobs} is out of range; give 1 or more")
+        settings.drawn_as = self.name
         for name, value in (self.full | (self.quick if settings.quick else {})).items():
-            setattr(settings, name, list(dict.fromkeys(getattr(settings, name) or value)))  # each once
+            given = list(dict.fromkeys(getattr(settings, name) or value))  # each once
+            setattr(settings, name, given)
+            if name != "methods" and set(given) != set(value):  # of the methods all that there are are drawn
+                settings.drawn_as += "".join(f"-{'seed' * (name == 'seeds')}{one}" for one in given)
         for seed in settings.seeds:
             if not 0 <= seed < 2**63:
                 raise InputError(f"--seeds {seed} is out of range; give 0 or positive numbers below 2**63")
@@ -66,26 +71,21 @@ class Experiment:
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 
     def tasks(self, settings, options):
-        """The plan, checked: raises InputError for what the runner sets itself, and where a folder is of other runs."""
-        tasks = self.plan(settings, options)
-        taken = {argument for task in tasks for argument in task.own} | {"--resume", "--overwrite"}
-        for option in options:
-            if option.startswith("--") and option.split("=")[0] in taken:
-                choices = ", ".join(f"--{name}" for name in self.full)
-                raise InputError(f"{option} is set by {self.name} for each run; choose runs with {choices}")
+        """The plan, checked; raises InputError for an option that is not for the runs, and for folders of other runs."""
+        tasks = check_plan(self.plan(settings, options), options)
         for task in tasks:  # what is wrong is said before anything is started
             task.state()
         return tasks
 
     def draw(self, settings):
-        """Write figure and table of what there is."""
-        report.write(settings.out, self.name, *self.report(settings))
+        """Write figure and table of what there is; of a part, such as --pairs 20-100, under a name of its own."""
+        report.write(settings.out, settings.drawn_as, *self.report(settings))
 
     def main(self, argv=None):
         settings, options = self.parse(argv)
         if settings.plot:
             if options:  # they change nothing that is there, but what no run knows is said
-                vars(self.plan(settings, options)[0].settings)
+                check_plan(self.plan(settings, options), options)
             self.draw(settings)
             return
         tasks = self.tasks(settings, options)
@@ -97,13 +97,13 @@ class Experiment:
             self.run(tasks, settings)
 
     def run(self, tasks, settings):
-        """Run what is missing, then draw; raises InputError where runs failed, TimeLimit where some are unfinished."""
+        """Run what is missing, then draw; raises InputError if runs failed, TimeLimit if some are unfinished."""
         parameters = executor_parameters(settings.submitit_parameters)
-        get_ready([task for task in tasks if task.state() != "done"], settings.jobs)
+        fetch_data([task for task in tasks if task.state() != "done"])
+        where = Here(settings.jobs)
         if settings.submitit:
-            bad = run_on_cluster(tasks, settings.submitit, settings.jobs, parameters)
-        else:
-            bad = run_here(tasks, settings.jobs)
+            where = Cluster(settings.submitit, settings.jobs, settings.out, parameters)
+        bad = run_tasks(tasks, where)
         if any(task.epochs_done() for task in tasks):
             try:
                 self.draw(settings)

@@ -1,49 +1,18 @@
-"""How far a plan is: its state in words, the time it will take, and a bar while it runs."""
+"""How far a plan is, in words, and the time that it will take."""
 
 import collections
 import contextlib
-import datetime
 import io
 import tempfile
-import time
 from pathlib import Path
 
-from tqdm import tqdm
+import torch
 
 import create_dataset
-from experiments.runner.task import Task
-from harness.acceleration import select_device
-from harness.command_line import settles_anyway
 from harness.curves import read_curves, row_seconds
 from harness.exits import InputError, run_main
 
 ITERATIONS = 2  # of each pass, for an estimate
-
-
-class Progress:
-    """A bar over the epochs of all runs, weighted by what they cost, and a line for each thing that happens."""
-
-    def __init__(self, tasks):
-        self.tasks, self.next_look = tasks, 0.0
-        self.bar = tqdm(
-            total=self.cost(lambda task: task.settings.epochs), initial=self.cost(Task.epochs_done),
-            disable=None, smoothing=0, dynamic_ncols=True, bar_format="{l_bar}{bar}| {elapsed}, {remaining} left",
-        )  # fmt: skip
-
-    def cost(self, epochs):
-        return sum(task.cost * epochs(task) for task in self.tasks)
-
-    def show(self, **counts):
-        if self.bar.disable or time.monotonic() < self.next_look:
-            return
-        self.next_look = time.monotonic() + 5  # a look reads the curves of all runs
-        self.bar.set_description(", ".join(f"{n} {what}" for what, n in counts.items() if n), refresh=False)
-        self.bar.n = self.cost(Task.epochs_done)
-        self.bar.refresh()
-
-    def say(self, text):
-        with tqdm.external_write_mode():
-            print(f"{datetime.datetime.now():%H:%M:%S} {text}", flush=True)
 
 
 def show_plan(tasks, jobs):
@@ -63,67 +32,60 @@ def show_plan(tasks, jobs):
 def estimate(tasks):
     """Seconds of an epoch by method, from the first task of each: a few iterations on generated images, here and now.
 
-    On a GPU the first epoch, in which cuDNN looks for its best kernels, is not counted, and CUDA graphs, which take
-    more iterations to record, are left out.
+    On a GPU the first epoch, in which cuDNN looks for its best kernels, is not counted.
     """
     seconds = {}
     for task in tasks:
         if task.method in seconds:
             continue
-        settings = task.settings
-        epochs = 2 if select_device(settings.device).type == "cuda" else 1
-        counts = range(create_dataset.LEVEL_CLASSES[-1], task.data.SIZES["synthetic"][0] + 1)
+        settings, sizes = task.settings, task.data.SIZES
+        counts = range(create_dataset.LEVEL_CLASSES[-1], sizes["synthetic"][0] + 1)
         few = next((count for count in counts if iterations(settings, count) >= ITERATIONS), counts[-1])
+        epochs = 2 if torch.cuda.is_available() and settings.device != "cpu" else 1
         with tempfile.TemporaryDirectory() as folder:
-            small = {
-                "dataset": "synthetic",
-                "train-images": few,
-                "epochs": epochs,
-                "max-minutes": 1e6,
-                "out": f"{folder}/run",
-            }
-            if "cosine_every" in settings:
-                small["cosine-every"] = 0  # a few iterations do not have a tenth of it
-            eager = (argument for argument in task.arguments if argument != "--cuda-graphs")  # too few to capture
-            arguments = [*eager, *(f"--{name}={value}" for name, value in small.items())]
+            small = {"dataset": "synthetic", "train-images": few, "epochs": epochs, "out": f"{folder}/run"}
+            small |= {"max-minutes": 1e6} | ({"cosine-every": 0} if "cosine_every" in settings else {})
             said = io.StringIO()
             with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                arguments = [*task.arguments, *(f"--{name}={value}" for name, value in small.items())]
                 code = run_main(task.script_module.main, arguments)
             if code:
                 raise InputError(f"{task.method} could not be measured: {said.getvalue().splitlines()[-1]}")
             row = read_curves(Path(folder) / "run")[-1]
-        train_images, test_images = task.data.SIZES[settings.dataset]
+        train_images, test_images = sizes[settings.dataset]
         whole = iterations(settings, settings.train_images or train_images)
         passes = row["seconds_train"] + row.get("seconds_meta", 0.0)
-        seconds[task.method] = passes * whole / iterations(settings, few)
         # a pass that settles the statistics is a forward of each image, as the test is; MAXL has its second pass for it
-        settled = (settings.settle_statistics or settles_anyway(settings)) and "seconds_meta" not in row
+        settled = settings.test_statistics == "settled" and "seconds_meta" not in row
         forwards = test_images + whole * settings.batch_size * settled
-        seconds[task.method] += row["seconds_test"] * forwards / task.data.SIZES["synthetic"][1]
+        seconds[task.method] = passes * whole / iterations(settings, few)
+        seconds[task.method] += row["seconds_test"] * forwards / sizes["synthetic"][1]
     return seconds
 
 
 def iterations(settings, images):
     """Batches in a pass over so many training images, less those that one of Appendix E's variations holds out."""
-    held_out = round((getattr(settings, "validation_share", None) or 0.0) * images)
-    return (images - held_out) // settings.batch_size
+    share = settings.validation_share if getattr(settings, "variant", "") == "validation" else 0.0
+    return (images - round(share * images)) // settings.batch_size
 
 
 def show_status(tasks):
     """Print how far every run is, and about how long the rest will take, from the epochs run so far."""
-    width = max(24, *(len(task.name) for task in tasks))
-    counts, seconds, cost, left = collections.Counter(), 0.0, 0.0, 0.0
+    width, counts = max(24, *(len(task.name) for task in tasks)), collections.Counter()
+    spent, left = collections.defaultdict(list), collections.Counter()
     for task in tasks:
         state, rows = task.state(), read_curves(task.folder)
         why = task.failure() if state in ("unfinished", "not begun") else ""
         state = "failed" if why else state
         counts[state] += 1
         print(f"{task.name:{width}s} {state:10s} epoch {len(rows)} of {task.settings.epochs} {why}".rstrip())
-        seconds += sum(map(row_seconds, rows))
-        cost += task.cost * len(rows)
-        left += task.cost * (task.settings.epochs - len(rows))
-    rest = f"; about {duration(left * seconds / cost)} of runs left, one after the other" if cost and left else ""
-    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + rest)
+        spent[task.method] += map(row_seconds, rows)
+        left[task.method] += task.settings.epochs - len(rows)
+    known = [method for method in left if spent[method] and left[method]]
+    rest = sum(left[method] * sum(spent[method]) / len(spent[method]) for method in known)
+    of = f", of {', '.join(known)}" if len(known) < sum(epochs > 0 for epochs in left.values()) else ""
+    words = f"; about {duration(rest)} of runs left{of}, one after the other" if known else ""
+    print(", ".join(f"{count} {state}" for state, count in sorted(counts.items())) + words)
 
 
 def duration(seconds):

@@ -5,37 +5,33 @@ import functools
 import math
 import statistics
 
-from harness.command_line import settles_anyway
+from experiments.datasets.registry import DATASETS
+from harness.command_line import FREE_ON_RESUME
 from harness.curves import read_curves, row_seconds
 from harness.exits import InputError
 from harness.files import read_settings
 
-# Settings in which runs that are compared have to be alike,
-SAME = (
-    "dataset", "backbone", "epochs", "width", "batch_size", "train_images", "learning_rate", "momentum",
-    "weight_decay", "halve_every", "focal_gamma", "precision",
-)  # fmt: skip
-SAME_WITHOUT_SECOND_PASS = ("settle_statistics",)  # beside them, the runs whose statistics are not settled anyway,
-SAME_OF_A_METHOD = (  # the runs of one method,
-    "label_learning_rate", "label_weight_decay", "entropy_weight", "validation_share",
-    "code_size", "autoencoder_learning_rate", "forget", "starved",
-)  # fmt: skip
-SAME_OF_A_CELL = ("latent_size",)  # and those of one method on the same levels or dataset
+# Settings in which runs that are compared may differ, beside those that a task's own arguments set
+MAY_DIFFER = (FREE_ON_RESUME - {"epochs"}) | {"cosine_every", "meta_gradient", "script", "sessions"}
+TITLES = {"cifar100": "4-level CIFAR-100"} | {name: dataset.title for name, dataset in DATASETS.items()}
 
 
 class RunOnDisk:
-    """What a run's folder says: settings, and curves, epoch by epoch. Raises InputError for curves without settings."""
+    """What a run's folder says: settings, and curves, epoch by epoch. Raises InputError for curves without settings.
 
-    def __init__(self, folder):
+    own: names of the settings that make it this run.
+    """
+
+    def __init__(self, folder, own=()):
         self.folder, self.settings, self.rows = folder, read_settings(folder / "settings.json"), read_curves(folder)
+        self.own = own
         if not self.settings and (folder / "curves.csv").exists():
             raise InputError(f"{folder} has curves, but no settings.json that can be read; put it back or move it away")
         self.seconds = sum(map(row_seconds, self.rows))
         self.finished = len(self.rows) == self.settings.get("epochs")
-        self.settles_anyway = settles_anyway(self.settings)
 
     def column(self, name):
-        """An epoch's value of one column of curves.csv, as a list over the epochs; empty where no run wrote it."""
+        """An epoch's value of one column of curves.csv, as a list over the epochs; empty if the run did not write it."""
         return [row[name] for row in self.rows if name in row]
 
     @functools.cached_property
@@ -45,10 +41,10 @@ class RunOnDisk:
 
 
 def run_of(task):
-    """The RunOnDisk of a Task; None without curves. Raises InputError where the folder is not of the run it names."""
+    """The RunOnDisk of a Task; None without curves. Raises InputError if the folder is not of the run it names."""
     if not (task.folder / "curves.csv").exists():
         return None
-    run = RunOnDisk(task.folder)
+    run = RunOnDisk(task.folder, task.own_names)
     if details := task.mismatch(run.settings):
         raise InputError(f"{task.folder} is not the run that its name says ({details}); move it away, or rename it")
     return run
@@ -61,42 +57,73 @@ def listed(runs):
 
 def generated(runs):
     """Whether any of {key: {seed: RunOnDisk}} is on generated images, beside which no number of the paper belongs."""
-    return any(run.settings["dataset"] == "synthetic" for run in listed(runs))
+    return any(run.settings["dataset"].startswith("synthetic") for run in listed(runs))
+
+
+# --- what makes runs comparable ---
+
+
+def difference(described):
+    """A setting in which runs differ that are to be compared: (name, (who, value), (who, value)), or None.
+
+    described: (who, method, settings, own) of each run. Every setting that two runs have has to be the same, but for
+    those that either's own arguments set and MAY_DIFFER; test_statistics within a method only.
+    """
+    first = {}
+    for who, method, settings, own in described:
+        session = (settings.get("sessions") or [{}])[-1]  # where it ran, which stands among its settings too
+        for name in settings.keys() - MAY_DIFFER - set(own) - session.keys():
+            key = (name, method) if name == "test_statistics" else name
+            other, value = first.setdefault(key, (who, settings[name]))
+            if value != settings[name]:
+                return name, (other, value), (who, settings[name])
+    return None
 
 
 def check_alike(runs):
-    """Raise InputError where settings differ in more than method, levels or dataset, and seed.
+    """Raise InputError if runs, {(levels or dataset, method): {seed: RunOnDisk}}, are not comparable."""
+    described = (
+        (run.folder, method, run.settings, run.own) for (_, method), found in runs.items() for run in found.values()
+    )
+    if found := difference(described):
+        name, (one, value), (other, another) = found
+        raise InputError(
+            f"{one} and {other} differ in {name} ({value} and {another}) and cannot stand in one figure; name another "
+            "folder with --out, or move one away"
+        )
 
-    runs: {(levels or dataset, method): {seed: RunOnDisk}}.
+
+def describe(runs, label=str):
+    """What all of {(..., method): {seed: RunOnDisk}} share, in words: data, network, length, seeds, test statistics.
+
+    label: method -> its name in a figure.
     """
-    by_method = {method: [] for _, method in runs}
-    for (_, method), found in runs.items():
-        by_method[method] += found.values()
-    groups = [(listed(runs), SAME)]
-    groups += [([run for run in listed(runs) if not run.settles_anyway], SAME_WITHOUT_SECOND_PASS)]
-    groups += [(group, SAME_OF_A_METHOD) for group in by_method.values()]
-    groups += [(list(found.values()), SAME_OF_A_CELL) for found in runs.values()]
-    for group, names in groups:
-        for run in group:
-            ours, theirs = run.settings, group[0].settings
-            differ = [name for name in names if (ours.get(name) or None) != (theirs.get(name) or None)]
-            if differ:
-                raise InputError(
-                    f"{run.folder} and {group[0].folder} differ in {', '.join(differ)} and cannot stand in one "
-                    "figure; name another folder with --out, or move one away"
-                )
+    settings = listed(runs)[0].settings
+    images = settings.get("train_images")
+    seeds = sorted({seed for found in runs.values() for seed in found})
+    words = [
+        TITLES.get(settings["dataset"], settings["dataset"]),
+        f"{settings.get('backbone') or 'VGG-16'} of width {settings.get('width')}",
+        f"{images} training images" if images else "all training images",
+        f"{settings['epochs']} epochs",
+        f"batches of {settings.get('batch_size')}",
+        f"learning rate {settings.get('learning_rate')}",
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
+    ]
+    if settings.get("precision", "fp32") != "fp32":
+        words.append(settings["precision"])
+    statistics_of = {}
+    for (*_, method), found in runs.items():
+        for run in found.values():
+            statistics_of.setdefault(run.settings.get("test_statistics"), {})[label(method)] = None
+    if len(statistics_of) == 1:
+        words += [f"tested with {name} statistics" for name in statistics_of if name]
+    else:
+        words += [f"{', '.join(names)} tested with {name} statistics" for name, names in statistics_of.items()]
+    return "; ".join(words)
 
 
-def alike(runs):
-    """The settings that all of {key: {seed: RunOnDisk}} share, in words."""
-    everyone = listed(runs)
-    settings = everyone[0].settings
-    words = [f"{name.replace('_', ' ')} {settings[name]}" for name in SAME if settings.get(name) is not None]
-    if "train_images" in settings and settings["train_images"] is None:
-        words.append("all training images")
-    if any(run.settings.get("settle_statistics") for run in everyone):
-        words.append("settled statistics")
-    return ", ".join(words)
+# --- numbers ---
 
 
 def finals(runs):
@@ -113,7 +140,7 @@ def gains(runs, others):
 def mean_and_spread(values):
     """Mean and sample standard deviation, the latter None for a single value; two times None for no values.
 
-    Both are NaN where a value is NaN.
+    Both are NaN if a value is NaN.
     """
     if not values:
         return None, None
@@ -123,29 +150,15 @@ def mean_and_spread(values):
     return mean, math.nan if math.isnan(mean) else statistics.stdev(values)  # stdev itself fails on NaN
 
 
+def spread_columns(**columns):
+    """Of lists of numbers by name: {name_mean: ..., name_std: ...}, for a table's row."""
+    found = {name: mean_and_spread(list(values)) for name, values in columns.items()}
+    return {f"{name}_{what}": value for name, pair in found.items() for what, value in zip(("mean", "std"), pair)}
+
+
 def with_spread(mean, spread, digits=2):
-    """ "72.00 ± 2.00", or the mean alone where there is no spread."""
+    """ "72.00 ± 2.00", or the mean alone if there is no spread."""
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
-
-
-def band(curves):
-    """By epoch: means and standard deviations (0 for one) of the curves, lists of numbers, that got there."""
-    points = [[curve[epoch] for curve in curves if epoch < len(curve)] for epoch in range(max(map(len, curves)))]
-    means, spreads = zip(*map(mean_and_spread, points))
-    return list(means), [spread or 0.0 for spread in spreads]
-
-
-def draw_band(axes, curves, label, colour, style, places=None):
-    """Draw the mean of the curves, and ± a standard deviation as a band; returns the line.
-
-    places: of a curve's numbers on the horizontal axis, the epochs 1, 2, ... by default. NaN is left out.
-    """
-    means, spreads = band(curves)
-    places = range(1, len(means) + 1) if places is None else places
-    (line,) = axes.plot(places, means, linestyle=style, color=colour, linewidth=1.6, label=label)
-    low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
-    axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
-    return line
 
 
 def missing(runs, seeds):
@@ -158,6 +171,29 @@ def missing(runs, seeds):
         elif not run.finished:
             words.append(f"seed {seed} at epoch {len(run.rows)} of {run.settings['epochs']}")
     return ", ".join(words)
+
+
+# --- files ---
+
+
+def rows_as_markdown(rows, columns):
+    """A table's rows, dicts, as a table in Markdown.
+
+    columns: {heading: what}, what being a key of the row, a function of the row, or (name, digits) for a mean with its
+    spread, whose place says "not run" or "unfinished" if there is none.
+    """
+
+    def cell(row, what):
+        if isinstance(what, tuple):
+            mean, spread = row[f"{what[0]}_mean"], row[f"{what[0]}_std"]
+            return with_spread(mean, spread, what[1]) if mean is not None else NOTHING[bool(row.get("begun"))]
+        value = what(row) if callable(what) else row[what]
+        return "" if value is None else str(value)
+
+    return markdown_table(list(columns), [[cell(row, what) for what in columns.values()] for row in rows])
+
+
+NOTHING = {False: "not run", True: "unfinished"}  # in place of a mean
 
 
 def markdown_table(heading, lines):

@@ -9,12 +9,45 @@ from pathlib import Path
 
 import create_dataset
 from experiments.runner import process
+from experiments.runner.report import difference
 from harness.curves import read_curves
 from harness.exits import InputError
 from harness.files import at_work, read_settings
-from harness.run import differences
+from harness.folder import differences
 
 KILLED, TRACEBACK = "killed by signal ", "Traceback (most recent call last)"
+
+
+def name_of(argument):
+    """The setting of an option: "--focal-gamma=2" -> "focal_gamma"."""
+    return argument.split("=")[0].removeprefix("--").replace("-", "_")
+
+
+def with_defaults(options, defaults):
+    """The options of the runs, and those of {option: value} that are not among them."""
+    given = {name_of(option) for option in options}
+    return [*options, *(text for pair in defaults.items() if name_of(pair[0]) not in given for text in pair)]
+
+
+@functools.cache
+def settings_of(script):
+    """The names of all settings of a script."""
+    return frozenset(vars(importlib.import_module(script).parse([])))
+
+
+def shared_options(options, script, scripts):
+    """Of the options of a plan those that `script` has, as a tuple; --label-learning-rate is MAXL's alone.
+
+    An option that none of `scripts` has stays, for the script to refuse.
+    """
+    known = frozenset().union(*map(settings_of, scripts))
+    taken, keep = [], True
+    for argument in options:
+        if argument.startswith("--"):
+            keep = name_of(argument) in settings_of(script) or name_of(argument) not in known
+        if keep:
+            taken.append(argument)
+    return tuple(taken)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +60,6 @@ class Task:
     own: tuple  # arguments that make it this run: levels, psi, seed, ...
     root: Path
     options: tuple = ()  # arguments that all runs of the plan share
-    cost: float = 1.0  # of an epoch, roughly and in epochs of Single, to weigh the time left
-    networks: int = 1  # in a checkpoint, an optimizer's momentum counted as one
     data: object = create_dataset  # where its dataset comes from: has SIZES, and read(name, data_root)
 
     @property
@@ -46,9 +77,8 @@ class Task:
 
     @property
     def command(self):
-        start = (
-            ["-m", self.script] if "." in self.script else [os.path.relpath(process.REPOSITORY / f"{self.script}.py")]
-        )
+        file = os.path.relpath(process.REPOSITORY / f"{self.script}.py")
+        start = ["-m", self.script] if "." in self.script else [file]
         return [sys.executable, *start, *self.arguments, "--resume"]
 
     @property
@@ -57,16 +87,20 @@ class Task:
 
     @functools.cached_property
     def settings(self):
-        """As the script reads them; raises InputError where it would."""
+        """As the script reads them; raises InputError if it would."""
         try:
             return self.script_module.parse(self.arguments)
         except InputError as error:
             raise InputError(f"{self.method}: {error}") from None
 
+    @property
+    def own_names(self):
+        """The settings that make it this run."""
+        return {name_of(argument) for argument in self.own if argument.startswith("--")}
+
     def mismatch(self, theirs):
-        """What in a run's settings contradicts this task's script and own arguments, in words; empty where nothing."""
-        own = [argument[2:].replace("-", "_") for argument in self.own if argument.startswith("--")]
-        ours = {"script": self.script} | {name: getattr(self.settings, name) for name in own}
+        """What in a run's settings contradicts this task's script and own arguments, in words; empty if nothing."""
+        ours = {"script": self.script} | {name: getattr(self.settings, name) for name in self.own_names}
         return differences({name: value for name, value in ours.items() if name in theirs}, theirs)
 
     def epochs_done(self):
@@ -74,7 +108,7 @@ class Task:
         return len(read_curves(self.folder))
 
     def state(self):
-        """ "done", "at work", "unfinished" or "not begun"; raises InputError where the folder is of another run."""
+        """ "done", "at work", "unfinished" or "not begun"; raises InputError if the folder is of another run."""
         theirs = read_settings(self.folder / "settings.json")
         if not theirs:
             return "not begun"
@@ -89,7 +123,7 @@ class Task:
         return "done" if done == epochs else "unfinished"
 
     def failure(self):
-        """Why the last process of an unfinished run ended badly, as its log tells; empty where it did not."""
+        """Why the last process of an unfinished run ended badly, as its log says; empty if it did not."""
         lines = self._log_of_the_last_process()
         if lines and (lines[-1].startswith(("error: ", KILLED)) or any(line.startswith(TRACEBACK) for line in lines)):
             return lines[-1]
@@ -108,9 +142,32 @@ class Task:
         return lines[-1] if lines else f"exit code {code}"
 
     def _log_of_the_last_process(self):
-        """The lines with anything in them."""
+        """The lines that are not empty."""
         try:
             text = self.log.read_text(errors="replace").rpartition(process.START)[2]
         except OSError:
             return []
         return [line for line in text.split("\n")[1:] if line.strip()]
+
+
+def check_plan(tasks, options):
+    """The tasks of a plan, each once. options: those given for all of them.
+
+    Raises InputError for an option that sets what the plan sets, or that no task takes, and if runs on one dataset
+    differ in more than their own arguments, since they could not stand in one figure.
+    """
+    tasks = list(dict.fromkeys(tasks))
+    for option in (option for option in options if option.startswith("--")):
+        if name_of(option) in {"resume", "overwrite", "out"}.union(*(task.own_names for task in tasks)):
+            raise InputError(f"{option} is set for each run by the figure; choose its runs with its own options (--help)")
+        if not any(option in task.options for task in tasks):
+            raise InputError(f"{option} is a setting of other methods; choose one of them, or leave it out")
+    for dataset in dict.fromkeys(task.settings.dataset for task in tasks):
+        chosen = [task for task in tasks if task.settings.dataset == dataset]
+        if found := difference((task.method, task.method, vars(task.settings), task.own_names) for task in chosen):
+            name, (one, value), (other, another) = found
+            raise InputError(
+                f"{name} is to be the same for all methods, but {one}'s is {value} and {other}'s is {another}; "
+                f"give --{name.replace('_', '-')}, or set it alike in each script"
+            )
+    return tasks

@@ -1,33 +1,26 @@
 """What a run has trained, back from its checkpoint: for figures that look into the networks, not at the curves."""
 
 import argparse
-import functools
 import importlib.util
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import create_dataset
-import model_vgg_maxl
-import utils
-from experiments.backbones import BACKBONES
-from experiments.datasets.registry import DATASETS
 from experiments.runner.report import listed
-from harness.acceleration import Acceleration
 from harness.exits import InputError
 from harness.files import read_checkpoint
 
-WITH_LABEL_GENERATOR = ("model_vgg_maxl", "experiments.model_maxl", "experiments.model_vgg_untrained")
-
 
 class Trained(NamedTuple):
-    network: utils.Network
-    label_generator: object  # a LabelGenerator; None for the methods that have none
-    settings: dict
+    network: torch.nn.Module
+    label_generator: object  # None for the methods that have none
+    settings: argparse.Namespace
 
 
 def require_scikit_learn(name):
-    """Raise InputError where scikit-learn, which all else does without, is not installed."""
+    """Raise InputError if scikit-learn, which nothing else needs, is not installed."""
     if importlib.util.find_spec("sklearn") is None:
         raise InputError(f"{name} needs the package scikit-learn: pip install scikit-learn")
 
@@ -40,6 +33,11 @@ def add_data_root(parser):
     )  # fmt: skip
 
 
+def with_data_root(settings, options):
+    """The options of the runs, with --data-root if it was given."""
+    return [*options, *(["--data-root", settings.data_root] if settings.data_root else [])]
+
+
 def seed_number(text):
     """A seed from the command line, as numpy and scikit-learn take it."""
     if not (text.isdecimal() and int(text) < 2**32):
@@ -47,16 +45,11 @@ def seed_number(text):
     return int(text)
 
 
-def with_data_root(settings, options):
-    """The options of the runs, with --data-root where it was given."""
-    return [*options, *(["--data-root", settings.data_root] if settings.data_root else [])]
-
-
 def load_trained(run, task, device):
     """The networks of a RunOnDisk, the run of a Task, as Trained: on `device`, in evaluation mode, in fp32.
 
     The run's rows become the checkpoint's: those of a run at work may be of a later epoch than the curves read before.
-    Raises InputError where there is no whole checkpoint, or where it is of another task.
+    Raises InputError if there is no whole checkpoint, or if it is of another task.
     """
     path, previous = run.folder / "checkpoint.pt", run.folder / "checkpoint.previous.pt"
     # a run at work replaces one by the other, and for an instant only one of them is there
@@ -66,57 +59,56 @@ def load_trained(run, task, device):
         raise InputError(
             f"{path} {state}, and this figure needs its trained network; run it again, or choose other --seeds"
         )
-    settings = checkpoint["settings"]
-    if details := task.mismatch(settings):
+    if details := task.mismatch(checkpoint["settings"]):
         raise InputError(f"{path} is not the run that {run.folder.name} names ({details}); move it away")
+    settings = argparse.Namespace(**checkpoint["settings"])
     try:
-        parts = make_networks(settings)
-        for name, network in parts.items():
+        networks = task.script_module.make_networks(settings)
+        for name, network in networks.items():
             network.load_state_dict(checkpoint["parts"][name])
-            Acceleration(device).place(network).eval()
+            network.to(device).eval()
     except (KeyError, RuntimeError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} does not fit this code ({str(error).splitlines()[0]}); draw with the code that wrote it"
         ) from None
     run.rows = checkpoint["rows"]
     run.finished = len(run.rows) == run.settings.get("epochs")
-    return Trained(parts["network"], parts.get("label_generator"), settings)
+    return Trained(networks["network"], networks.get("label_generator"), settings)
 
 
-def make_networks(settings):
-    """A run's networks by their names in a checkpoint; a label generator and its network have their first weights."""
-    if "backbone" in settings:
-        dataset = DATASETS[settings["dataset"]]
-        trunk = functools.partial(BACKBONES[settings["backbone"]], settings["width"], dataset.channels)
-        classes = [dataset.classes]
-    else:
-        trunk = functools.partial(utils.Backbone, settings["width"])
-        classes = [create_dataset.LEVEL_CLASSES[settings["primary_level"]]]
-    if settings["script"] in WITH_LABEL_GENERATOR:
-        networks = model_vgg_maxl.make_networks(trunk, settings["psi"], settings["seed"])
-        return dict(zip(("network", "label_generator"), networks))
-    if "psi" in settings:
-        classes.append(sum(settings["psi"]))
-    elif "auxiliary_level" in settings:
-        classes.append(create_dataset.LEVEL_CLASSES[settings["auxiliary_level"]])
-    return {"network": utils.Network(trunk(), *classes)}
+def first_label_generator(task, settings, device):
+    """The label generator of a Task's run with the weights that it started with."""
+    return task.script_module.make_networks(settings)["label_generator"].to(device)
+
+
+def load_data(run, data_root, device, load=create_dataset.load, **changed):
+    """The training Split that a RunOnDisk was trained on and the test Split, on `device`; changed: of its settings."""
+    settings = run.settings | {"channels_last": False} | ({"data_root": data_root} if data_root else {}) | changed
+    return load(argparse.Namespace(**settings), device)
 
 
 def load_test(runs, data_root, device):
     """The test Split of {(pair, method): {seed: RunOnDisk}}, which are alike in their dataset."""
-    settings = listed(runs)[0].settings
-    # of the training images, which are not needed, the fewest that there can be
-    _, test = create_dataset.load(
-        settings["dataset"], data_root or settings["data_root"], device, train_images=create_dataset.LEVEL_CLASSES[-1]
-    )
-    return test
+    few = create_dataset.LEVEL_CLASSES[-1]  # training images, which are not needed: the fewest that there can be
+    return load_data(listed(runs)[0], data_root, device, train_images=few)[1]
 
 
-def load_train(run, data_root, device):
-    """The training Split of a RunOnDisk: the very images that it was trained on."""
-    settings = run.settings
-    root = data_root or settings["data_root"]
-    return create_dataset.load(settings["dataset"], root, device, settings["train_images"], settings["seed"])[0]
+def random_subset(split, count, seed):
+    """Indices (count,) of a class-balanced subset of a Split, in a random order, as a numpy array.
+
+    Raises InputError unless `count` is from one image of each fine class to all images.
+    """
+    labels = split.labels.cpu()
+    if not create_dataset.LEVEL_CLASSES[-1] <= count <= len(labels):
+        raise InputError(f"--test-images {count} is out of range; give 100 to {len(labels)}")
+    return np.random.default_rng(seed).permutation(create_dataset.balanced_subset(labels, count, seed).numpy())
+
+
+def class_names(runs, level):
+    """The names of a level's classes for a figure; generated images show no dolphins, so theirs are numbers."""
+    if listed(runs)[0].settings["dataset"] == "synthetic":
+        return [f"class {c}" for c in range(create_dataset.LEVEL_CLASSES[level])]
+    return [name.replace("_", " ") for name in create_dataset.CLASS_NAMES[level]]
 
 
 @torch.no_grad()

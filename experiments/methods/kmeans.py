@@ -1,8 +1,8 @@
 """K-Means: Human's multi-task network on clusters of an auto-encoder's codes (section 4.3), a baseline of Figure 3.
 
-    python -m experiments.model_vgg_kmeans                                # 20 classes, psi[i] = 5
-    python -m experiments.model_vgg_kmeans --primary-level 0 --psi 3,3,4  # 3 classes into 10
-    python -m experiments.model_vgg_kmeans --quick                        # a first look on generated images
+    python -m experiments.methods.kmeans                                # 20 classes, psi[i] = 5
+    python -m experiments.methods.kmeans --primary-level 0 --psi 3,3,4  # 3 classes into 10
+    python -m experiments.methods.kmeans --quick                        # a first look on generated images
 
 The images of primary class i are clustered into psi[i] clusters, which are its auxiliary classes. The paper says
 "clustering updated after every training iteration" and no more; here, every iteration on a batch of images
@@ -20,18 +20,28 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+import maxl
 import model_vgg_human
-import model_vgg_maxl
 import utils
-from experiments import model_vgg_random
+from experiments.methods import random_labels
+from harness.command_line import AT_LEAST_0, AT_LEAST_1
 from harness.exits import run_main
 
-SETTINGS = model_vgg_random.SETTINGS | {
+SETTINGS = random_labels.SETTINGS | {
     "code_size": 64,  # of the auto-encoder
     "autoencoder_learning_rate": 0.001,  # Adam
     "forget": 0.99,  # weight of the past in a centroid, an iteration: the codes change while the auto-encoder learns
     "starved": 0.05,  # a cluster with less than this share of the mean of its primary class is started anew
 }
+SHARE = (lambda share: 0 <= share <= 1), "a number from 0 to 1"
+OPTIONS = {
+    "code_size": (int, "numbers in a code of the auto-encoder", *AT_LEAST_1),
+    "autoencoder_learning_rate": (float, "learning rate of the auto-encoder (Adam)", *AT_LEAST_0),
+    "forget": (float, "weight of the past in a centroid, per iteration", *SHARE),
+    "starved": (float, "share of the mean cluster below which a cluster starts anew", *SHARE),
+}
+
+make_networks = model_vgg_human.make_networks
 
 
 class AutoEncoder(nn.Module):
@@ -74,7 +84,7 @@ class MiniBatchKMeans(nn.Module):
         # parameters without gradient, so that they are saved and watched like weights
         self.centroids = nn.Parameter(torch.zeros(sum(psi), code_size), requires_grad=False)
         self.counts = nn.Parameter(torch.zeros(sum(psi)), requires_grad=False)
-        mask = model_vgg_maxl.hierarchy_mask(psi)
+        mask = maxl.hierarchy_mask(psi)
         self.register_buffer("mask", mask, persistent=False)
         siblings = mask.T.float() @ mask.float()  # (K, K), 1 where two clusters are of one primary class
         self.register_buffer("siblings", siblings, persistent=False)
@@ -157,16 +167,12 @@ class ClusterLabels:
 
 
 def parse(argv=None):
-    """The command line's settings. Raises InputError where ψ does not fit the primary level."""
-    return model_vgg_random.parse(argv, __doc__, SETTINGS)
+    """The command line's settings. Raises InputError if ψ does not fit the primary level."""
+    return random_labels.parse(argv, __doc__, SETTINGS, OPTIONS)
 
 
 def main(argv=None):
-    settings = parse(argv)
-    model_vgg_human.train(
-        "experiments.model_vgg_kmeans", settings, argv, sum(settings.psi),
-        make_auxiliary_labels=lambda split: ClusterLabels(split, settings), test_levels=[settings.primary_level],
-    )  # fmt: skip
+    random_labels.train("experiments.methods.kmeans", parse(argv), argv, ClusterLabels)
 
 
 if __name__ == "__main__":

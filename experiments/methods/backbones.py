@@ -1,6 +1,6 @@
 """Table 1's backbones: VGG-16, the 4-layer ConvNet and ResNet-32, by name.
 
-Each is a trunk as `utils.Network` takes it: images (B, image_channels, 32, 32) -> features (B, feature_size). `width`
+Each is a trunk as `maxl.Network` takes it: images (B, image_channels, 32, 32) -> features (B, feature_size). `width`
 multiplies the channels; 1.0 is the network that Table 1's rows are read as.
 """
 

@@ -1,0 +1,88 @@
+"""Curves over the epochs as a figure: means over seeds as lines, standard deviations as bands."""
+
+import math
+import textwrap
+
+from experiments.runner.report import mean_and_spread
+
+LINES = "Lines: means over the seeds; bands: ± one standard deviation."
+
+
+def caption(figure, words):
+    """Write under a matplotlib Figure what it shows."""
+    width = int(17 * figure.get_figwidth())  # letters of size 7 in a line
+    figure.supxlabel(textwrap.fill(words, width), fontsize=7, color="dimgray")
+
+
+def band(curves):
+    """By epoch: means and standard deviations (0 for one) of the curves, lists of numbers, that got there."""
+    points = [[curve[epoch] for curve in curves if epoch < len(curve)] for epoch in range(max(map(len, curves)))]
+    means, spreads = zip(*map(mean_and_spread, points))
+    return list(means), [spread or 0.0 for spread in spreads]
+
+
+def draw_band(axes, curves, label, colour, style, places=None):
+    """Draw the mean of the curves, and ± a standard deviation as a band; returns the line.
+
+    places: of a curve's numbers on the horizontal axis, the epochs 1, 2, ... by default. NaN is left out.
+    """
+    means, spreads = band(curves)
+    places = range(1, len(means) + 1) if places is None else places
+    (line,) = axes.plot(places, means, linestyle=style, color=colour, linewidth=1.6, label=label)
+    low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
+    axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+    return line
+
+
+def grid_of(count, columns, size, margin):
+    """A matplotlib Figure and `count` axes, `columns` in a row, each of about `size` inches; the rest stays empty."""
+    from matplotlib.figure import Figure
+
+    lines = -(-count // columns)
+    inches = [one * n + more for one, n, more in zip(size, (columns, lines), margin)]
+    figure = Figure(figsize=inches, layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axes in grid[count:]:
+        axes.axis("off")
+    return figure, grid[:count]
+
+
+def enlarge_second_half(axes, over):
+    """Show the second half of what is drawn, with a scale of its own. over: label of the horizontal axis."""
+    left, right = axes.dataLim.intervalx
+    if left == right:
+        return
+    middle = (left + right) / 2
+    heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
+    margin = 0.1 * (max(heights) - min(heights)) or 1.0
+    axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
+    axes.set_title(f"{over} {middle:.0f} to {right:.0f}", fontsize=10)
+
+
+def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
+    """A figure with a panel a pair and a line a method, and for a single pair a second panel with its second half.
+
+    methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
+    epochs, empty if unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
+    """
+    panels = pairs if len(pairs) > 1 else 2 * pairs
+    figure, grid = grid_of(len(panels), min(3, len(panels)), (3.6, 2.9 if len(pairs) > 1 else 3.6), (1, 1.3))
+    shown = {}
+    for pair, axes in zip(panels, grid):
+        axes.set_title("{} primary, {} auxiliary classes".format(*pair.split("-")), fontsize=10)
+        for name, method in methods.items():
+            curves = list(filter(None, map(curve, runs.get((pair, name), {}).values())))
+            if curves:
+                shown[method.label] = draw_band(axes, curves, method.label, method.colour, method.style, over[1])
+        if not axes.lines:
+            axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
+        axes.set(xlabel=over[0], ylabel=what)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(pairs) == 1 and grid[1].lines:
+        enlarge_second_half(grid[1], over[0])
+    ordered = [method.label for method in methods.values() if method.label in shown]
+    inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
+    legend = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}
+    figure.legend([shown[label] for label in ordered], ordered, handlelength=3, **legend)
+    return figure
