@@ -68,7 +68,7 @@ def as_torch_was():
     yield
     if hasattr(torch.backends.cudnn, "conv"):
         torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
-    acceleration.allow_tf32(False)
+    maxl.allow_tf32(False, False)
 
 
 WAYS = {  # in which a user's program may have allowed TF32
