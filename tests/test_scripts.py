@@ -9,6 +9,7 @@ import torch
 from conftest import SCRIPTS, TINY, curves, run_script, script_process
 
 import create_dataset
+import utils
 from harness import downloads
 from harness.command_line import OPTIONS, QUICK, format_psi, parse_psi, parse_settings
 from harness.exits import InputError
@@ -214,6 +215,25 @@ def test_bad_input_in_a_process_of_its_own_shows_no_traceback():
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and output == ""
     assert errors.startswith("error: psi has 2 numbers") and errors.count("\n") == 1
+
+
+class Counting(utils.VGG16):
+    """Does not do the same twice."""
+
+    calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return super().forward(images) * (1 + 0.05 * self.calls)
+
+
+def test_a_network_in_which_forward_mode_is_not_exact_stops_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(utils, "Backbone", Counting)
+    few = [*TINY, "--epochs", 1, "--train-images", 100]
+    assert run_script("model_vgg_maxl", *few, "--out", "r") == 2
+    error = capsys.readouterr().err
+    assert "forward mode is not exact" in error and "--meta-gradient double-backward" in error
+    assert run_script("model_vgg_maxl", *few, "--meta-gradient", "double-backward", "--out", "d") == 0
 
 
 @pytest.mark.cuda
