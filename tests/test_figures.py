@@ -78,13 +78,40 @@ def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
 def test_a_single_pair_is_shown_once_more_from_the_middle_on():
     made_up_run("single-3-seed0", [0.1, 0.2, 0.3, 0.5, 0.4])
     made_up_run("maxl-3-10-seed0", [0.1, 0.5, 0.6, 0.6, 0.7])
-    figure, _ = draw(figure3, "--pairs", "3-10", "--seeds", "0")
+    runs = pairs.read_runs(Path("r"), pairs.METHODS, ["3-10"], [0])
+    figure = drawing.draw_curves(runs, ["3-10"], pairs.METHODS, "accuracy", lambda run: run.accuracy)
     whole, half = figure.axes
     assert [line.get_xydata().tolist() for line in whole.lines] == [line.get_xydata().tolist() for line in half.lines]
     assert half.get_xlim() == (3, 5) and half.get_ylim() == pytest.approx((30 - 4, 70 + 4))
     assert half.get_title() == "epoch 3 to 5"
     figure, _ = draw(figure3, "--pairs", "3-10", "3-20", "--seeds", "0")
     assert len(figure.axes) == 2 and all(len(axes.lines) > 0 for axes in figure.axes), "Single stands in both"
+
+
+def test_figure_3_of_a_single_pair_has_a_dot_for_each_seed_whose_marker_says_how_it_was_tested():
+    for seed, final in enumerate((0.5, 0.75)):
+        made_up_run(f"single-20-seed{seed}", [0.25, final], test_statistics="running")
+    made_up_run("single-20-seed2", [0.9], epochs=2, test_statistics="running")  # unfinished
+    made_up_run("settled/single-20-seed0", [0.25, 0.375], test_statistics="settled")
+    made_up_run("maxl-20-100-seed0", [0.25, 0.625], test_statistics="settled")
+    figure, _ = draw(figure3, "--pairs", "20-100")
+    dots = figure.axes[1]
+    drawn = [group.get_offsets().tolist() for group in dots.collections]
+    assert [[y for _, y in group] for group in drawn] == [[50, 75], [37.5], [62.5]]
+    assert drawn[0][0][0] < 0 < drawn[1][0][0] and drawn[2][0][0] == 4, "Single on both sides of its place, MAXL at its"
+    hollow = [group.get_facecolor()[0].tolist() == [1, 1, 1, 1] for group in dots.collections]
+    assert hollow == [False, True, True]
+    (mean,) = dots.lines
+    assert mean.get_ydata().tolist() == [62.5, 62.5]
+    names = [label.get_text().split("\n") for label in dots.get_xticklabels()]
+    assert names[0] == ["Single", "n = 2 + 1"] and names[4] == ["MAXL", "n = 1"] and names[1] == ["Random", "n = 0"]
+    assert [text.get_text() for text in dots.get_legend().get_texts()] == ["running statistics", "settled statistics"]
+
+
+def test_a_run_in_settled_of_another_width_is_refused(capsys):
+    made_up_run("single-20-seed0", [0.25, 0.5], test_statistics="running")
+    made_up_run("settled/single-20-seed0", [0.25, 0.5], test_statistics="settled", width=0.25)
+    assert "differ in width" in refused(figure3, capsys, "--pairs", "20-100")
 
 
 def test_the_papers_numbers_are_table_3s():

@@ -11,6 +11,7 @@ LINES = "Lines: means over the seeds; bands: ± one standard deviation."
 def caption(figure, words):
     """Write under a matplotlib Figure what it shows."""
     width = int(17 * figure.get_figwidth())  # letters of size 7 in a line
+    words = words.replace(" = ", "\u00a0=\u00a0")  # no line ends within "λ = 0"
     figure.supxlabel(textwrap.fill(words, width), fontsize=7, color="dimgray")
 
 
