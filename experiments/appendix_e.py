@@ -1,10 +1,8 @@
 """Appendix E: five variations of MAXL that the paper found not to help, beside MAXL and Single.
 
-    python -m experiments.appendix_e --dry-run                        # the runs, and how long they will take here
     python -m experiments.appendix_e                                  # run what is missing, then draw
     python -m experiments.appendix_e --methods no-mask --seeds 0      # a part of it
     python -m experiments.appendix_e --methods latent --latent-size 50 --out runs/latent50
-    python -m experiments.appendix_e --plot --out DIR                 # from runs that are there
     python -m experiments.appendix_e --quick                          # small runs on generated images
 
 The variations are those of experiments.methods.variations and differ from MAXL in one thing each; MAXL and Single are
@@ -60,26 +58,19 @@ def table(runs, settings):
     rows = []
     for pair, (method, (_, label, *_)) in itertools.product(settings.pairs, SHOWN.items()):
         found = runs.get((pair, method), {})
-        mean, spread = report.mean_and_spread(list(report.finals(found).values()))
         row = {"pair": pair, "method": label, "begun": len(found), "n": len(report.finals(found))}
-        row |= {"mean": mean, "std": spread, "paper": PAPER.get(method, "")}
+        row |= report.spread_columns(accuracy=report.finals(found).values()) | {"paper": PAPER.get(method, "")}
         rows.append(row | {"missing": report.missing(found, settings.seeds)})
     return rows
 
 
 def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
-    lines = []
-    for row in rows:
-        unknown = "unfinished" if row["begun"] else "not run"
-        accuracy = unknown if row["mean"] is None else report.with_spread(row["mean"], row["std"])
-        lines.append([pairs.title(row["pair"]), row["method"], accuracy, str(row["n"]), row["paper"], row["missing"]])
+    columns = {"test accuracy (%)": ("accuracy", 2), "n": "n", "in the paper": "paper", "missing": "missing"}
     return (
         "Variations of MAXL (Appendix E): test accuracy in % in the final epoch, mean ± standard deviation over n "
         f"finished runs ({described}).\n\n"
-    ) + report.markdown_table(
-        ["primary → auxiliary", "method", "test accuracy (%)", "n", "in the paper", "missing"], lines
-    )
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns)
 
 
 def make_report(settings):

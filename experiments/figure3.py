@@ -46,22 +46,18 @@ def table(runs, methods, settings):
 
 def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
-    lines = []
-    for row in rows:
-        cells = [pairs.title(row["pair"]), row["method"]]
-        for name in ("final", "best"):
-            mean, unknown = row[f"{name}_mean"], "unfinished" if row["begun"] else "not run"
-            cells.append(unknown if mean is None else report.with_spread(mean, row[f"{name}_std"]))
-        cells.append(report.with_spread(row["gain_mean"], row["gain_std"]) if row["gain_n"] else "")
-        cells += [str(row["n"]), f"{row['paper_maxl']:.2f}" if row["paper_maxl"] else ""]
-        cells += [f"{row['seconds_per_run'] / 60:.1f} min" if row["seconds_per_run"] else "", row["device"]]
-        lines.append([*cells, row["missing"]])
-    heading = ["primary → auxiliary", "method", "final epoch", "best epoch", "above Single", "n", "paper"]
+    columns = pairs.HEAD | {
+        "final epoch": ("final", 2), "best epoch": ("best", 2),
+        "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]) if row["gain_n"] else "",
+        "n": "n", "paper": lambda row: f"{row['paper_maxl']:.2f}" if row["paper_maxl"] else "",
+        "time of a run": lambda row: f"{row['seconds_per_run'] / 60:.1f} min" if row["seconds_per_run"] else "",
+        "device": "device", "missing": "missing",
+    }  # fmt: skip
     return (
         f"Test accuracy in %, mean ± standard deviation over n finished runs ({described}). Report the final epoch; "
         "the best epoch is chosen on the test set. Above Single: by how many points the final epoch is above that of "
         "Single's run with the same seed. Paper: MAXL in Table 3.\n\n"
-    ) + report.markdown_table([*heading, "time of a run", "device", "missing"], lines)
+    ) + report.rows_as_markdown(rows, columns)
 
 
 def make_report(settings):

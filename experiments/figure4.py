@@ -1,8 +1,6 @@
 """Figure 4: cosine similarity of the auxiliary and the primary task's gradient on the shared trunk, 3 primary classes.
 
-    python -m experiments.figure4 --dry-run                # the runs, and how long they will take on this machine
     python -m experiments.figure4                          # run what is missing, then draw
-    python -m experiments.figure4 --plot --out DIR         # from runs that are there
     python -m experiments.figure4 --quick                  # small runs on generated images
 
 The runs are Figure 3's. With --cosine-every N, here 10 if not given, the curves hold the mean over every N-th
@@ -58,18 +56,12 @@ def table(runs, settings):
 
 def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
-    lines = []
-    for row in rows:
-        cells = [pairs.title(row["pair"]), row["method"]]
-        for column in COLUMNS:
-            mean = row[f"{column}_mean"]
-            cells.append("not run" if mean is None else report.with_spread(mean, row[f"{column}_std"], digits=3))
-        lines.append([*cells, str(row["n"]), row["missing"]])
+    columns = pairs.HEAD | {heading: (name, 3) for name, heading in COLUMNS.items()} | {"n": "n", "missing": "missing"}
     return (
         f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
         f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
         f"({described}).\n\n"
-    ) + report.markdown_table(["primary → auxiliary", "method", *COLUMNS.values(), "n", "missing"], lines)
+    ) + report.rows_as_markdown(rows, columns)
 
 
 def make_report(settings):

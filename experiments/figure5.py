@@ -1,8 +1,6 @@
 """Figure 5: t-SNE of the test images' features, the trunk's output, for Single, Human and MAXL on two hierarchies.
 
-    python -m experiments.figure5 --dry-run                # the runs, and how long they will take on this machine
     python -m experiments.figure5                          # run what is missing, then draw
-    python -m experiments.figure5 --plot --out DIR         # from runs that are there
     python -m experiments.figure5 --quick                  # small runs on generated images
 
 The runs are Figure 3's, and their checkpoints are read. The first of --seeds is drawn. What the eye is to judge is
@@ -83,25 +81,8 @@ def measure_and_embed(runs, settings):
 # --- the figure ---
 
 
-def densest(points):
-    """Of points (n, 2), the one whose nearest quarter is closest: where a class has its number, though in islands."""
-    distances = np.linalg.norm(points[:, None] - points, axis=2)
-    return points[np.sort(distances, axis=1)[:, len(points) // 4].argmin()]
-
-
-def apart(places, least):
-    """Places (n, 2), moved as little as it takes for no two to be closer than `least`, or nearly so."""
-    places = places + 1e-6 * np.arange(len(places))[:, None]  # two in one place have no direction to part in
-    for _ in range(100):
-        away = places[:, None] - places
-        distance = np.linalg.norm(away, axis=2) + np.eye(len(places))
-        push = np.clip(least - distance, 0, None) * (1 - np.eye(len(places)))
-        places = places + 0.5 * ((push / distance)[:, :, None] * away).sum(axis=1)
-    return places
-
-
 def draw(runs, numbers, drawn, shown):
-    """A row a pair, a column a method; a class has its number and colour in all panels of a row."""
+    """A row a pair, a column a method; a class has its colour in all panels of a row."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -125,14 +106,9 @@ def draw(runs, numbers, drawn, shown):
                 axes.set_title(f"{METHODS[method].label}, epoch {one['epoch']} of {run.settings['epochs']}")
             axes.set_xlabel(f"neighbours {one['knn_accuracy']:.1f} %, silhouette {one['silhouette']:.3f}", fontsize=9)
             axes.scatter(*points.T, s=5, c=[colours[c] for c in classes], alpha=0.75, linewidths=0)
-            places = np.stack([densest(points[classes == c]) for c in range(len(names))])
-            for c, place in enumerate(apart(places, 0.055 * np.ptp(points, axis=0).max())):
-                badge = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": colours[c], "linewidth": 1.2}
-                axes.text(*place, c + 1, fontsize=6.5, ha="center", va="center", bbox=badge)
         handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
-        legend = [f"{number} {name}" for number, name in enumerate(names, start=1)]
         row.legend(
-            handles, legend, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False,
+            handles, names, loc="outside lower center", ncols=min(4, len(names)), fontsize=8, frameon=False,
             handletextpad=0.1, columnspacing=1.2,
         )  # fmt: skip
     return figure
@@ -140,41 +116,36 @@ def draw(runs, numbers, drawn, shown):
 
 # --- the table ---
 
-MEASURES = {"knn_accuracy": 2, "silhouette": 3, "test_accuracy": 2}  # digits printed
+MEASURES = {  # heading and digits
+    "knn_accuracy": ("neighbours (%)", 2), "silhouette": ("silhouette", 3), "test_accuracy": ("test accuracy (%)", 2),
+}  # fmt: skip
 
 
 def table(runs, numbers, settings):
-    """A dict a row: pair and method, means and standard deviations over the seeds, and the neighbours of each seed."""
+    """A dict a row: pair and method, means and standard deviations over the seeds, of each measure."""
     rows = []
     for pair in settings.pairs:
         for method in THREE:
             found = numbers.get((pair, method), {}).values()
             row = {"pair": pair, "method": METHODS[method].label, "n": len(found)}
             row |= report.spread_columns(**{name: [one[name] for one in found] for name in MEASURES})
-            row["knn_accuracy_by_seed"] = ", ".join(f"{one['knn_accuracy']:.2f}" for one in found)
             rows.append(row | {"missing": report.missing(runs.get((pair, method), {}), settings.seeds)})
     return rows
 
 
 def markdown(rows, described, settings, count):
     """The table as Markdown, with how it and the picture came about."""
-    lines = []
-    for row in rows:
-        means = [(row[f"{name}_mean"], row[f"{name}_std"], digits) for name, digits in MEASURES.items()]
-        cells = ["not run" if mean is None else report.with_spread(mean, spread, n) for mean, spread, n in means]
-        lines.append([pairs.title(row["pair"]), row["method"], *cells, row["knn_accuracy_by_seed"], str(row["n"])])
-        lines[-1].append(row["missing"])
-    heading = ["primary → auxiliary", "method", "neighbours (%)", "silhouette", "test accuracy (%)", "by seed", "n"]
+    columns = {heading: (name, digits) for name, (heading, digits) in MEASURES.items()}
     return (
         f"Features of the {count} test images, the trunk's output in evaluation mode ({described}). "
         f"Neighbours: share of the images that the vote of their {NEIGHBOURS} nearest (Euclidean) among all other test "
         "images puts into the right primary class; no training image takes part. Silhouette: of the primary classes, "
         "mean over the images. Test accuracy: of the primary head, in the same epoch. Mean ± standard deviation over n "
-        "runs, unfinished ones included as far as they are; by seed: neighbours.\n\n"
+        "runs, unfinished ones included as far as they are.\n\n"
         f"Figure: t-SNE (perplexity {PERPLEXITY}, PCA at the start, seed {settings.tsne_seed}) of a class-balanced "
         f"subset of {settings.test_images} test images, the same in all panels, for the runs of seed "
         f"{settings.seeds[0]}; under each panel the numbers of that run, on all test images.\n\n"
-    ) + report.markdown_table([*heading, "missing"], lines)
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
 
 
 def make_report(settings):

@@ -1,8 +1,6 @@
 """Figure 6: the test images with MAXL's largest label probabilities, for three auxiliary classes of a primary class.
 
-    python -m experiments.figure6 --dry-run                            # the runs, and their time on this machine
     python -m experiments.figure6                                      # run what is missing, then draw
-    python -m experiments.figure6 --plot --out DIR                     # from runs that are there
     python -m experiments.figure6 --plot --classes fish people trees   # other primary classes
     python -m experiments.figure6 --quick                              # a small run on generated images
 
@@ -114,7 +112,10 @@ def draw(pixels, captions, labels, psi, primary, classes, names, settings, descr
 
 # --- the table ---
 
-COLUMNS = {"nmi": "NMI", "nmi_first": "of the first weights", "nmi_random": "of random labels", "used": "classes used"}
+COLUMNS = {
+    "NMI": ("nmi", 3), "of the first weights": ("nmi_first", 3), "of random labels": ("nmi_random", 3),
+    "classes used": ("used", 1),
+}  # fmt: skip
 
 
 def table(numbers, names):
@@ -134,13 +135,6 @@ def table(numbers, names):
 
 def markdown(rows, described, missing, settings):
     """The table as Markdown, with how it and the picture came about."""
-    lines = [
-        [
-            row["primary_class"], report.with_spread(row["nmi_mean"], row["nmi_std"], 3),
-            *(f"{row[f'{name}_mean']:.3f}" for name in ("nmi_first", "nmi_random")), f"{row['used_mean']:.1f}",
-        ]
-        for row in rows
-    ]  # fmt: skip
     return (
         f"MAXL, {pairs.title(settings.pairs[0])} ({described}). NMI: normalised mutual information (over the "
         "arithmetic mean of the two entropies) of the auxiliary class with the largest probability and the true fine "
@@ -152,7 +146,7 @@ def markdown(rows, described, missing, settings):
         f"Figure: for {AUXILIARY} auxiliary classes of each primary class, drawn from seed {settings.draw_seed}, the "
         f"{IMAGES} test images of the highest probability, with the probability and the true fine class. The paper's "
         '"invertebrates" and "nature scenes" are taken for CIFAR-100\'s insects and large natural outdoor scenes.\n\n'
-    ) + report.markdown_table(["primary class", *COLUMNS.values()], lines)
+    ) + report.rows_as_markdown(rows, {"primary class": "primary_class"} | COLUMNS)
 
 
 def make_report(settings):
@@ -163,7 +157,7 @@ def make_report(settings):
     runs = pairs.read_runs(settings.out, ["maxl"], [pair], settings.seeds)
     test, described = trained.load_test(runs, settings.data_root, device), pairs.describe(runs)
     targets, names, fine = test.labels.cpu(), trained.class_names(runs, level), trained.class_names(runs, 3)
-    figure, numbers = None, {column: [] for column in COLUMNS}
+    figure, numbers = None, {name: [] for name, _ in COLUMNS.values()}
     for seed, run in runs[pair, "maxl"].items():
         task = pairs.task("maxl", pair, seed, settings.out)
         one = trained.load_trained(run, task, device)

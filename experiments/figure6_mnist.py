@@ -1,8 +1,6 @@
 """Figure 6, lower half: the test digits with MAXL's largest label probabilities, for the auxiliary classes of a digit.
 
-    python -m experiments.figure6_mnist --dry-run              # the runs, and their time on this machine
     python -m experiments.figure6_mnist                        # run what is missing, then draw
-    python -m experiments.figure6_mnist --plot --out DIR       # from runs that are there
     python -m experiments.figure6_mnist --classes 2 4 7        # some digits
     python -m experiments.figure6_mnist --quick                # a small run on generated images
 
@@ -23,8 +21,8 @@ from harness.exits import InputError
 
 PSI = 3
 COLUMNS = {
-    "used": ("auxiliary classes used", 1), "largest_share": ("share of the most frequent", 2),
-    "surest": ("mean of the largest probability", 2),
+    "auxiliary classes used": ("used", 1), "share of the most frequent": ("largest_share", 2),
+    "mean of the largest probability": ("surest", 2),
 }  # fmt: skip
 
 
@@ -48,25 +46,18 @@ def table(spreads, names):
     """A dict a primary class: means over the seeds of {seed: rows of `spread`}, and ± if there are several."""
     rows = []
     for index, name in enumerate(names):
-        columns = {key: [float(found[index][key]) for found in spreads.values()] for key in COLUMNS}
+        columns = {key: [float(found[index][key]) for found in spreads.values()] for key, _ in COLUMNS.values()}
         rows.append({"primary_class": name, "n": len(spreads)} | report.spread_columns(**columns))
     return rows
 
 
 def markdown(rows, described, missing, settings):
     """The table as Markdown, with how it and the picture came about."""
-    lines = [
-        [
-            row["primary_class"],
-            *(report.with_spread(row[f"{c}_mean"], row[f"{c}_std"], digits) for c, (_, digits) in COLUMNS.items()),
-        ]
-        for row in rows
-    ]
     return (
         f"MAXL, ψ[i] = {PSI} ({described}), test images; mean ± standard deviation over {rows[0]['n']} run(s)"
         + (f", unfinished ones included as far as they are ({missing})" if missing else "")
         + f". Figure: auxiliary classes in an order drawn from seed {settings.draw_seed}.\n\n"
-    ) + report.markdown_table(["class", *(heading for heading, _ in COLUMNS.values())], lines)
+    ) + report.rows_as_markdown(rows, {"class": "primary_class"} | COLUMNS)
 
 
 def chosen_classes(settings):

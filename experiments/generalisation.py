@@ -1,8 +1,6 @@
 """Generalisation: test accuracy beside training accuracy, as the epochs go by and where the fit is the same.
 
-    python -m experiments.generalisation --dry-run         # the runs, and how long they will take on this machine
     python -m experiments.generalisation                   # run what is missing, then draw
-    python -m experiments.generalisation --plot --out DIR  # from runs that are there
     python -m experiments.generalisation --quick           # small runs on generated images
 
 Drawn from the curves of Figure 3's runs. If networks overfit, a method that fits its images more slowly may end higher

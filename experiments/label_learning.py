@@ -1,8 +1,6 @@
 """Label learning: how far MAXL's label generator has come from the weights it started with, and what moves it.
 
-    python -m experiments.label_learning --dry-run         # the runs, and how long they will take on this machine
     python -m experiments.label_learning                   # run what is missing, then draw
-    python -m experiments.label_learning --plot --out DIR  # from runs that are there
     python -m experiments.label_learning --quick           # small runs on generated images
 
 The runs are Figure 3's, and Table 3's with λ = 0; their checkpoints are read. If most images still have the auxiliary
@@ -157,15 +155,7 @@ def table(runs, settings, device):
 
 def markdown(rows, described):
     """The table as Markdown, with how its columns came about."""
-    lines = [
-        [
-            pairs.title(row["pair"]), row["method"],
-            *(report.with_spread(row[f"{c}_mean"], row[f"{c}_std"], digits) for c, (_, digits) in COLUMNS.items()),
-            str(row["n"]), row["missing"],
-        ]
-        for row in rows
-    ]  # fmt: skip
-    heading = ["primary → auxiliary", "method", *(text for text, _ in COLUMNS.values()), "n", "missing"]
+    columns = {heading: (name, digits) for name, (heading, digits) in COLUMNS.items()}
     return (
         f"The label generator as its run left it, beside the weights it started with, on the training images, cropped "
         f"and mirrored as in training; mean ± standard deviation over n runs ({described}). "
@@ -174,7 +164,7 @@ def markdown(rows, described):
         "Pull: norm of each gradient that the second pass adds up for θ2, before the learning rate, with the last "
         f"epoch's α in θ1⁺; of the expected one, estimated from all pairs of {BATCHES} batches of {BATCH_SIZE} at "
         "most, 0 where noise hides it; beside it the root mean square of a single batch's.\n\n"
-    ) + report.markdown_table(heading, lines)
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
 
 
 def make_report(settings):

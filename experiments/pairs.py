@@ -46,8 +46,12 @@ DEFAULTS = {
 
 
 def title(pair):
-    """Of a panel or a line: "20 → 100"."""
+    """Of a line: "20 → 100"."""
     return pair.replace("-", " → ")
+
+
+# First columns of a table for report.rows_as_markdown
+HEAD = {"primary → auxiliary": lambda row: title(row["pair"]), "method": "method"}
 
 
 def class_names(pair):

@@ -1,6 +1,5 @@
 """Table 1: Single and MAXL, every primary class split into 2, 3, 5 or 10, on six datasets with three backbones.
 
-    python -m experiments.table1 --dry-run                          # the 90 runs, and their time on this machine
     python -m experiments.table1                                    # run what is missing, then draw
     python -m experiments.table1 --datasets mnist --psi 3 --seeds 0 # a part: Single and psi[i] = 3
     python -m experiments.table1 --jobs 4                           # four at a time, spread over the visible GPUs

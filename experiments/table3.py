@@ -1,8 +1,6 @@
 """Table 3: MAXL with the entropy loss (λ = 0.2) and without (λ = 0): auxiliary classes used, and test accuracy.
 
-    python -m experiments.table3 --dry-run                 # the runs, and how long they will take on this machine
     python -m experiments.table3                           # run what is missing, then draw
-    python -m experiments.table3 --plot --out DIR          # from runs that are there
     python -m experiments.table3 --quick                   # small runs on generated images
 
 The runs with λ = 0.2 are Figure 3's. A class counts as used if it is the largest in the label of some image of the
@@ -36,7 +34,7 @@ def table(runs, settings):
             found = runs.get((pair, method), {})
             finished = [run for run in found.values() if run.finished]
             row = {"pair": pair, "entropy_weight": LAMBDA if method == "maxl" else 0.0, "n": len(finished)}
-            row |= report.spread_columns(
+            row |= {"begun": len(found)} | report.spread_columns(
                 accuracy=[run.accuracy[-1] for run in finished], used=[run.column(USED)[-1] for run in finished]
             )
             theirs = (None, None) if generated else PAPER[method].get(pair, (None, None))
@@ -47,19 +45,19 @@ def table(runs, settings):
 
 def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
-    lines = []
-    for row in rows:
-        cells = [pairs.title(row["pair"]), f"{row['entropy_weight']:.1f}"]
-        for name in ("accuracy", "used"):
-            mean, theirs = row[f"{name}_mean"], row[f"paper_{name}"]
-            cells.append("not finished" if mean is None else report.with_spread(mean, row[f"{name}_std"]))
-            cells.append("" if theirs is None else f"{theirs:.2f}")
-        lines.append([*cells, str(row["n"]), row["missing"]])
-    heading = ["primary → auxiliary", "λ", "test accuracy (%)", "paper", "classes used", "paper", "n", "missing"]
+
+    def paper(name):
+        return lambda row: "" if row[name] is None else f"{row[name]:.2f}"
+
+    columns = {
+        "primary → auxiliary": lambda row: pairs.title(row["pair"]), "λ": "entropy_weight",
+        "test accuracy (%)": ("accuracy", 2), "in the paper (%)": paper("paper_accuracy"),
+        "classes used": ("used", 2), "in the paper": paper("paper_used"), "n": "n", "missing": "missing",
+    }  # fmt: skip
     return (
         f"MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
         f"({described}).\n\n"
-    ) + report.markdown_table(heading, lines)
+    ) + report.rows_as_markdown(rows, columns)
 
 
 def make_report(settings):

@@ -1,7 +1,9 @@
-"""The runner of experiments/ as the tests of it use it: its plan, a process of its own, and waiting for one."""
+"""What the tests of experiments/ share: made-up runs, the plan of Figure 3, its runner as a process of its own."""
 
 import argparse
 import contextlib
+import csv
+import json
 import os
 import signal
 import subprocess
@@ -12,13 +14,35 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, TINY
 
-from experiments import pairs as cifar100
+from experiments import pairs
 
 FEW = ["--pairs", "3-10", "--seeds", "0", "--out", "r", *TINY]
+ALIKE = {"dataset": "cifar100", "width": 1.0, "batch_size": 100, "learning_rate": 0.01, "device_name": "a device"}
 
 
-def plan(root, pairs=tuple(cifar100.PAIRS), methods=tuple(cifar100.FIVE), seeds=(0, 1, 2), options=()):
-    return cifar100.plan(argparse.Namespace(out=Path(root), pairs=pairs, methods=methods, seeds=seeds), options)
+def made_up_run(name, accuracies=None, epochs=None, seconds=60.0, columns=None, **settings):
+    """The folder r/NAME with settings.json and the given columns of curves.csv; accuracies: of the test."""
+    folder = Path("r") / name
+    folder.mkdir(parents=True)
+    columns = {} if columns is None else dict(columns)
+    if accuracies is not None:
+        columns["test_primary_accuracy"] = accuracies
+    length = len(next(iter(columns.values())))
+    (folder / "settings.json").write_text(json.dumps(ALIKE | {"epochs": epochs or length} | settings))
+    with open(folder / "curves.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *columns, "seconds_train"])
+        writer.writerows(zip(range(1, length + 1), *columns.values(), [seconds] * length))
+
+
+def rows_of(name):
+    """The rows of r/NAME.csv."""
+    with open(f"r/{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def plan(root, shown=tuple(pairs.PAIRS), methods=tuple(pairs.FIVE), seeds=(0, 1, 2), options=()):
+    return pairs.plan(argparse.Namespace(out=Path(root), pairs=shown, methods=methods, seeds=seeds), options)
 
 
 def runner(*arguments):

@@ -1,13 +1,14 @@
 """What every dataset of Table 1 has to be, a reader's own among them, and its batches from the host's memory."""
 
+from argparse import Namespace
+
 import numpy as np
 import pytest
 import torch
 from conftest import TINY, assert_one_sentence, curves
 
 import create_dataset
-from experiments.methods import table1_maxl as model_maxl
-from experiments.methods import table1_single as model_single
+from experiments.methods import table1_maxl, table1_single
 from experiments.datasets import host_split, registry
 from harness import exits
 from harness.exits import InputError
@@ -30,7 +31,7 @@ def own_dataset(channels=3, classes=4, **changed):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("script", [model_single, model_maxl])
+@pytest.mark.parametrize("script", [table1_single, table1_maxl])
 def test_a_dataset_of_the_readers_own_is_a_function_and_a_line(monkeypatch, script, channels):
     monkeypatch.setitem(registry.DATASETS, "mine", own_dataset(channels))
     few = [*TINY[2:4], "--batch-size", "20", "--epochs", "2", "--dataset", "mine", "--out", "r"]
@@ -40,7 +41,7 @@ def test_a_dataset_of_the_readers_own_is_a_function_and_a_line(monkeypatch, scri
 
 def test_quick_takes_what_a_small_dataset_has(monkeypatch):
     monkeypatch.setitem(registry.DATASETS, "mine", own_dataset())
-    for script in (model_single, model_maxl):
+    for script in (table1_single, table1_maxl):
         assert script.parse(["--quick"]).train_images == 4000  # of the generated images
         assert script.parse(["--quick", "--dataset", "mine"]).train_images == 120
         assert script.parse(["--quick", "--dataset", "mine", "--train-images", "50"]).train_images == 50
@@ -53,13 +54,9 @@ GOOD = np.zeros((40, 32, 32, 3), np.uint8), torch.arange(40) % 4
     "test, said",
     [
         ((GOOD[0].astype(np.float32), GOOD[1]), "the test images are float32 (40, 32, 32, 3); expected uint8 (40, 32"),
-        ((GOOD[0][:, :, :, :1], GOOD[1]), "the test images are uint8 (40, 32, 32, 1); expected uint8 (40, 32, 32, 3)"),
-        ((GOOD[0][1:], GOOD[1]), "the test images are uint8 (39, 32, 32, 3)"),
         ((GOOD[0], GOOD[1] + 1), "the test labels are torch.int64 of 4 classes, 1 to 4; expected int64, all of the 4"),
         ((GOOD[0], GOOD[1].clamp_max(2)), "of 3 classes, 0 to 2; expected int64, all of the 4 classes"),
-        ((GOOD[0], GOOD[1].int()), "the test labels are torch.int32 of 4 classes"),
         ((GOOD[0], GOOD[1][:, None]), "the test labels have shape (40, 1); expected (N,)"),
-        ((GOOD[0][:0], GOOD[1][:0]), "the test labels have shape (0,); expected (N,)"),
     ],
 )
 def test_what_no_dataset_may_be_is_refused_in_one_sentence(monkeypatch, test, said):
@@ -69,16 +66,6 @@ def test_what_no_dataset_may_be_is_refused_in_one_sentence(monkeypatch, test, sa
     assert_one_sentence(error, "Mine: ", said)
 
 
-def test_digits_are_cropped_but_not_mirrored():
-    """An image whose columns rise from left to right does so in every batch; with mirror, in about half of it."""
-    images = np.arange(32, dtype=np.uint8)[None, None, :, None].repeat(400, 0).repeat(32, 1)
-    for mirror, least, most in ((False, 400, 400), (True, 140, 260)):
-        split = create_dataset.Split(images, torch.zeros(400, 1, dtype=torch.int64), mirror=mirror)
-        (batch, _), *others = split.train_batches(400, torch.Generator().manual_seed(0))
-        rising = (batch[:, 0, 16, 20] > batch[:, 0, 16, 10]).sum().item()
-        assert least <= rising <= most and not others
-
-
 @pytest.mark.parametrize("name", registry.DATASETS)
 def test_a_datasets_training_images_are_augmented_as_the_paper_has_it(monkeypatch, name):
     """Digits, and the grey stand-in for them, are not mirrored; all are cropped after padding."""
@@ -86,7 +73,8 @@ def test_a_datasets_training_images_are_augmented_as_the_paper_has_it(monkeypatc
     images = np.arange(32, dtype=np.uint8)[None, None, :, None].repeat(400, 0).repeat(32, 1)
     rising = images.repeat(dataset.channels, 3), torch.arange(400) % 2
     monkeypatch.setitem(registry.DATASETS, name, dataset._replace(classes=2, read=lambda root: [rising, rising]))
-    train, _ = registry.load(name, "dataset", "cpu")
+    settings = Namespace(dataset=name, data_root="dataset", train_images=None, seed=0, channels_last=False)
+    train, _ = registry.load(settings, "cpu")
     (batch, _), *_ = train.train_batches(400, torch.Generator().manual_seed(0))
     share = (batch[:, 0, 16, 20] > batch[:, 0, 16, 10]).double().mean().item()
     assert share == 1 if name in ("mnist", "svhn", "synthetic-grey") else 0.35 < share < 0.65

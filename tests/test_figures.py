@@ -1,70 +1,162 @@
-"""Figures 4 and 7, Table 3 and the controls, from made-up curves and from labels that are known."""
+"""Figures 3, 4 and 7, Table 3, Appendix E's table and Generalisation, from made-up curves whose answers are known."""
 
-import csv
-import json
-from argparse import Namespace
+import math
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
-from conftest import TINY, curves
+from running import made_up_run, rows_of
 
-import create_dataset
-import model_vgg_maxl
-from experiments import figure3, figure4, figure7, table3
-from experiments import pairs as cifar100
-from experiments.methods import controls
-from experiments.runner import report
+from experiments import appendix_e, figure3, figure4, figure7, generalisation, pairs, table3
+from experiments.runner import drawing
+from experiments.runner.report import RunOnDisk
 from harness import exits
 
 
-def made_up_run(name, epochs=None, command="python a_script.py --resume", **columns):
-    """A folder with the given columns of curves.csv; other settings are alike in all."""
-    folder = Path("r") / name
-    folder.mkdir(parents=True)
-    length = len(next(iter(columns.values())))
-    settings = dict.fromkeys(report.SAME) | {"epochs": epochs or length, "command": command, "device_name": "x"}
-    (folder / "settings.json").write_text(json.dumps(settings))
-    with open(folder / "curves.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", *columns])
-        writer.writerows(zip(range(1, length + 1), *columns.values()))
+def draw(module, *options):
+    """What --plot of a figure writes: the matplotlib Figure, and the lines of its Markdown."""
+    settings, _ = module.experiment.parse(["--plot", "--out", "r", *options])
+    figure, _, text = module.experiment.report(settings)
+    return figure, text.splitlines()
+
+
+def refused(module, capsys, *options):
+    """The one sentence with which --plot ends."""
+    assert exits.run_main(module.experiment.main, ["--plot", "--out", "r", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    return error
+
+
+# --- Figure 3 -------------------------------------------------------------------------------------------
+
+
+def test_figure_3s_table_has_the_known_means_and_says_what_is_missing():
+    for seed, final in enumerate((0.70, 0.72, 0.74)):
+        made_up_run(f"maxl-20-100-seed{seed}", [0.2, 0.75, final])
+    made_up_run("single-20-seed0", [0.1, 0.2, 0.3])
+    made_up_run("single-20-seed1", [0.1, 0.2, 0.26])
+    made_up_run("single-20-seed2", [0.9], epochs=3)
+    made_up_run("human-20-100-seed0", [0.1, 0.2], epochs=3)
+    made_up_run("random-20-100-seed1", [0.1, 0.4, 0.3])
+    _, lines = draw(figure3, "--pairs", "20-100")
+    for start in (
+        "MAXL | 72.00 ± 2.00 | 75.00 ± 0.00 | 43.00 ± 4.24 | 3 | 74.27 | 3.0 min | a device |  |",
+        "Single | 28.00 ± 2.83 | 28.00 ± 2.83 |  | 2 |  | 3.0 min | a device | seed 2 at epoch 1 of 3 |",
+        "Random | 30.00 | 40.00 | 4.00 | 1 |",
+        "Human | unfinished | unfinished |  | 0 |",
+        "K-Means | not run | not run |  | 0 |",
+    ):
+        assert any(line.startswith(f"| 20 → 100 | {start}") for line in lines), start
+    assert any("seed 0 at epoch 2 of 3, seed 1 not run, seed 2 not run" in line for line in lines)
+
+
+def test_a_part_is_drawn_under_a_name_of_its_own_and_says_what_it_shows():
+    made_up_run("single-20-seed0", [0.3], dataset="synthetic", test_statistics="running")
+    made_up_run("maxl-20-100-seed0", [0.3], dataset="synthetic", test_statistics="settled")
+    few = "--pairs", "20-100", "--seeds", "0"
+    figure, lines = draw(figure3, *few)
+    figure3.experiment.main(["--plot", "--out", "r", *few])
+    assert {path.stem for path in Path("r").glob("figure3*")} == {"figure3-20-100-seed0"}
+    for words in (figure._supxlabel.get_text().replace("\n", " "), lines[0]):
+        for part in ("generated images", "VGG-16 of width 1.0", "all training images", "1 epochs", "seed 0",
+                     "Single tested with running statistics", "MAXL tested with settled statistics"):  # fmt: skip
+            assert part in words, part
+    assert "bands: ± one standard deviation" in figure._supxlabel.get_text().replace("\n", " ")
+    assert "74.27" not in "\n".join(lines), "no number of the paper beside generated images"
+    assert figure3.experiment.parse([])[0].drawn_as == figure3.experiment.parse(["--quick"])[0].drawn_as == "figure3"
+    assert len(rows_of("figure3-20-100-seed0")) == 5 and Path("r/figure3-20-100-seed0.pdf").exists()
+
+
+def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
+    means, spreads = drawing.band([[10, 20, 30], [30, 40]])
+    assert means == pytest.approx([20, 30, 30])
+    assert spreads == pytest.approx([np.std([10, 30], ddof=1), np.std([20, 40], ddof=1), 0])
+
+
+def test_a_single_pair_is_shown_once_more_from_the_middle_on():
+    made_up_run("single-3-seed0", [0.1, 0.2, 0.3, 0.5, 0.4])
+    made_up_run("maxl-3-10-seed0", [0.1, 0.5, 0.6, 0.6, 0.7])
+    figure, _ = draw(figure3, "--pairs", "3-10", "--seeds", "0")
+    whole, half = figure.axes
+    assert [line.get_xydata().tolist() for line in whole.lines] == [line.get_xydata().tolist() for line in half.lines]
+    assert half.get_xlim() == (3, 5) and half.get_ylim() == pytest.approx((30 - 4, 70 + 4))
+    assert half.get_title() == "epoch 3 to 5"
+    figure, _ = draw(figure3, "--pairs", "3-10", "3-20", "--seeds", "0")
+    assert len(figure.axes) == 2 and all(len(axes.lines) > 0 for axes in figure.axes), "Single stands in both"
+
+
+def test_the_papers_numbers_are_table_3s():
+    assert pairs.PAPER.keys() == pairs.PAIRS.keys()
+    assert list(pairs.PAPER.values()) == [90.50, 90.65, 90.66, 78.40, 78.46, 74.27]
+
+
+# --- what is not drawn together -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, other", [
+    ("maxl-3-10-seed0", {"width": 0.25}),
+    ("maxl-3-100-seed1", {"label_learning_rate": 0.01}),  # on whatever pair
+    ("maxl-3-10-seed1", {"entropy_weight": 5.0}),
+    ("maxl-3-10-seed1", {"test_statistics": "running"}),
+    ("kmeans-3-10-seed1", {"forget": 0.5}),
+])  # fmt: skip
+def test_runs_of_different_settings_are_not_drawn_together(name, other, capsys):
+    of_maxl = {"label_learning_rate": 0.001, "entropy_weight": 0.2, "test_statistics": "settled"}
+    made_up_run("single-3-seed0", [0.5, 0.6], test_statistics="running")
+    made_up_run("kmeans-3-20-seed0", [0.5, 0.6], forget=0.99)
+    made_up_run("maxl-3-20-seed0", [0.5, 0.6], **of_maxl)
+    made_up_run("maxl0-3-20-seed0", [0.5, 0.6], **of_maxl | {"entropy_weight": 0.0})
+    draw(figure3)
+    made_up_run(name, [0.5, 0.6], **(of_maxl if name.startswith("maxl") else {}) | other)
+    (setting,) = other
+    assert f"differ in {setting}" in refused(figure3, capsys)
+
+
+def test_a_folder_without_settings_is_named(capsys):
+    made_up_run("single-3-seed0", [0.5, 0.6])
+    Path("r/single-3-seed0/settings.json").unlink()
+    assert "r/single-3-seed0 has curves, but no settings.json" in refused(figure3, capsys)
+    assert "there are no runs" in refused(figure3, capsys, "--seeds", "5")
+
+
+MAXLS = {"script": "model_vgg_maxl", "primary_level": 2, "psi": [5] * 20, "seed": 0, "entropy_weight": 0.2}
+
+
+@pytest.mark.parametrize("name, changed, said", [
+    ("maxl-20-100-seed1", {}, "seed was 0, now 1"),
+    ("maxl0-20-100-seed0", {}, "entropy_weight was 0.2, now 0.0"),
+    ("single-20-seed0", {}, "script was model_vgg_maxl, now model_vgg_single"),
+    ("human-20-100-seed0", {"script": "model_vgg_human", "auxiliary_level": 1}, "auxiliary_level was 1, now 3"),
+    ("uniform-20-100-seed0", {"script": pairs.CONTROLS, "control": "redrawn"}, "control was redrawn, now uniform"),
+])  # fmt: skip
+def test_a_run_that_is_not_what_its_folder_is_named_is_refused(name, changed, said, capsys):
+    made_up_run("maxl-20-100-seed0", [0.5], **MAXLS)
+    made_up_run(name, [0.5], **(MAXLS | changed))
+    assert f"r/{name} is not the run that its name says ({said}" in refused(figure3, capsys)
+
+
+# --- Figures 4 and 7, Table 3, Appendix E ---------------------------------------------------------------
 
 
 def cosines(*values):
     return {"train_cosine_similarity": values, "train_trunk_cosine_similarity": [-value for value in values]}
 
 
-def rows_of(name):
-    with open(f"r/{name}.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-# --- Figures 4 and 7 ------------------------------------------------------------------------------------
-
-
 def test_the_cosine_table_has_the_known_means_over_the_last_epochs_and_seeds():
-    made_up_run("maxl-3-10-seed0", **cosines(*[0.0] * 5, *[0.5] * 10))
-    made_up_run("maxl-3-10-seed1", **cosines(*[0.9] * 5, *[0.7] * 10))
-    made_up_run("human-3-10-seed0", **cosines(0.1, 0.2, 0.3), epochs=15)
-    figure4.experiment.main(["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", "1"])
-    rows = {row["method"]: row for row in rows_of("figure4")}
-    assert set(rows) == {"MAXL", "Human", "Random", "K-Means"}
-    assert float(rows["MAXL"]["train_cosine_similarity_mean"]) == pytest.approx(0.6)
-    assert float(rows["MAXL"]["train_cosine_similarity_std"]) == pytest.approx(0.2 / 2**0.5)
-    assert float(rows["MAXL"]["train_trunk_cosine_similarity_mean"]) == pytest.approx(-0.6)
-    assert float(rows["Human"]["train_cosine_similarity_mean"]) == pytest.approx(0.2)
-    assert rows["Human"]["missing"] == "seed 0 at epoch 3 of 15, seed 1 not run" and rows["Random"]["n"] == "0"
-    lines = Path("r/figure4.md").read_text().splitlines()
+    made_up_run("maxl-3-10-seed0", columns=cosines(*[0.0] * 5, *[0.5] * 10))
+    made_up_run("maxl-3-10-seed1", columns=cosines(*[0.9] * 5, *[0.7] * 10))
+    made_up_run("human-3-10-seed0", columns=cosines(0.1, 0.2, 0.3), epochs=15)
+    _, lines = draw(figure4, "--pairs", "3-10", "--seeds", "0", "1")
     assert "| 3 → 10 | MAXL | 0.600 ± 0.141 | -0.600 ± 0.141 | 2 |  |" in lines
-    assert Path("r/figure4.png").read_bytes().startswith(b"\x89PNG") and Path("r/figure4.pdf").exists()
+    assert "| 3 → 10 | Human | 0.200 | -0.200 | 1 | seed 0 at epoch 3 of 15, seed 1 not run |" in lines
 
 
 def test_the_cosine_figure_draws_the_mean_over_seeds_and_a_band():
-    made_up_run("maxl-20-100-seed0", **cosines(0.2, 0.4))
-    made_up_run("maxl-20-100-seed1", **cosines(0.4, 0.8))
-    settings, _ = figure7.experiment.parse(["--plot", "--out", "r"])
-    figure, *_ = figure7.experiment.report(settings)
+    made_up_run("maxl-20-100-seed0", columns=cosines(0.2, 0.4))
+    made_up_run("maxl-20-100-seed1", columns=cosines(0.4, 0.8))
+    figure, _ = draw(figure7)
     panels = {axes.get_title(): axes for axes in figure.axes}
     assert len(panels) == 6
     (line,) = panels["20 primary, 100 auxiliary classes"].lines
@@ -76,127 +168,91 @@ def test_the_cosine_figure_draws_the_mean_over_seeds_and_a_band():
 
 
 def test_a_run_without_cosines_is_named_with_the_command_that_makes_it(capsys):
-    made_up_run("maxl-3-10-seed0", **cosines(0.1))
-    made_up_run("human-3-10-seed0", test_primary_accuracy=[0.5], command="python model_vgg_human.py --seed 0 --resume")
-    assert exits.run_main(figure4.experiment.main, ["--plot", "--out", "r"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: r/human-3-10-seed0 was run without the cosine similarity")
-    assert "python model_vgg_human.py --seed 0 --cosine-every 10 --overwrite" in error and error.count("\n") == 1
+    made_up_run("human-3-10-seed0", [0.5], command="python model_vgg_human.py --seed 0 --resume")
+    error = refused(figure4, capsys)
+    assert "r/human-3-10-seed0 was run without the cosine similarity" in error
+    assert "python model_vgg_human.py --seed 0 --cosine-every 10 --overwrite" in error
 
 
-def test_the_plans_of_figures_4_and_7_are_figure_3s_runs_with_cosines():
-    for module, pairs in ((figure4, 3), (figure7, 6)):
-        settings, options = module.experiment.parse([])
-        tasks = module.experiment.plan(settings, options)
-        assert len(tasks) == pairs * 4 * 3 and settings.out == Path("runs/figure3")
-        assert all(task.settings.cosine_every == 10 for task in tasks)
-    settings, options = figure4.experiment.parse(["--cosine-every", "3", "--seeds", "0"])
-    assert all(task.settings.cosine_every == 3 for task in figure4.experiment.plan(settings, options))
-
-
-@pytest.mark.parametrize("given, every", [([], 10), (["--cosine-every", "3"], 3), (["--cosine-every=0"], 0)])
-def test_figure_3s_runs_serve_figure_4_too_and_single_has_nothing_to_compare(given, every):
-    settings, options = figure3.experiment.parse([*given, "--epochs", "7", "--seeds", "0", "--pairs", "3-10"])
-    plan = {task.method: task.settings for task in figure3.experiment.tasks(settings, options)}
-    assert {method: task.cosine_every for method, task in plan.items() if method != "single"} == dict.fromkeys(
-        ["random", "kmeans", "human", "maxl"], every
-    )
-    assert "cosine_every" not in plan["single"] and all(task.epochs == 7 for task in plan.values())
-
-
-# --- Table 3 --------------------------------------------------------------------------------------------
-
-
-def test_table_3_has_the_known_numbers_beside_the_papers():
+def test_table_3_has_the_known_numbers_beside_the_papers(capsys):
     for seed, (accuracy, used) in enumerate(((0.70, 1.0), (0.72, 0.98))):
-        made_up_run(
-            f"maxl-20-100-seed{seed}",
-            test_primary_accuracy=[0.1, accuracy], train_auxiliary_classes_used=[0.5, used],
-        )  # fmt: skip
-    made_up_run("maxl0-20-100-seed0", test_primary_accuracy=[0.1, 0.6], train_auxiliary_classes_used=[0.9, 0.4])
-    table3.experiment.main(["--plot", "--out", "r", "--pairs", "20-100", "--seeds", "0", "1"])
-    lines = Path("r/table3.md").read_text().splitlines()
+        made_up_run(f"maxl-20-100-seed{seed}", [0.1, accuracy], columns={table3.USED: [0.5, used]})
+    made_up_run("maxl0-20-100-seed0", [0.1, 0.6], columns={table3.USED: [0.9, 0.4]})
+    _, lines = draw(table3, "--pairs", "20-100", "--seeds", "0", "1")
     assert "| 20 → 100 | 0.2 | 71.00 ± 1.41 | 74.27 | 0.99 ± 0.01 | 1.00 | 2 |  |" in lines
     assert "| 20 → 100 | 0.0 | 60.00 | 73.97 | 0.40 | 0.61 | 1 | seed 1 not run |" in lines
-
-
-def test_table_3s_runs_differ_in_the_entropy_weight_alone():
-    settings, options = table3.experiment.parse(["--seeds", "0", "--pairs", "10-20"])
-    with_it, without = (vars(task.settings) for task in table3.experiment.plan(settings, options))
-    assert (with_it["entropy_weight"], without["entropy_weight"]) == (0.2, 0.0)
-    assert {name for name in with_it if with_it[name] != without[name]} == {"entropy_weight", "out"}
-
-
-def test_table_3_takes_no_run_with_another_entropy_weight(capsys):
-    made_up_run("maxl-20-100-seed0", test_primary_accuracy=[0.5], train_auxiliary_classes_used=[1.0])
-    path = Path("r/maxl-20-100-seed0/settings.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"entropy_weight": 5.0}))
-    assert exits.run_main(table3.experiment.main, ["--plot", "--out", "r"]) == 2
-    error = capsys.readouterr().err
-    assert "r/maxl-20-100-seed0 was run with λ = 5.0, and Table 3 is of 0.2 and 0" in error and error.count("\n") == 1
+    made_up_run("maxl-3-10-seed0", [0.5, 0.5], columns={table3.USED: [1.0, 1.0]}, entropy_weight=5.0)
+    assert "was run with λ = 5.0, and Table 3 is of 0.2 and 0" in refused(table3, capsys)
 
 
 def test_the_papers_numbers_of_table_3():
     """As printed: rows 3-10, 3-20, 3-100, 10-20, 10-100, 20-100."""
-    assert [table3.PAPER["maxl0"][pair][0] for pair in cifar100.PAIRS] == [90.26, 90.39, 90.22, 77.73, 78.20, 73.97]
-    assert [table3.PAPER["maxl0"][pair][1] for pair in cifar100.PAIRS] == [1.00, 0.65, 0.35, 1.00, 0.57, 0.61]
-    assert [table3.PAPER["maxl"][pair] for pair in cifar100.PAIRS] == [
-        (90.50, 1), (90.65, 1), (90.66, 1), (78.40, 1), (78.46, 1), (74.27, 1)
-    ]  # fmt: skip
+    assert [table3.PAPER["maxl0"][pair][0] for pair in pairs.PAIRS] == [90.26, 90.39, 90.22, 77.73, 78.20, 73.97]
+    assert [table3.PAPER["maxl0"][pair][1] for pair in pairs.PAIRS] == [1.00, 0.65, 0.35, 1.00, 0.57, 0.61]
+    assert [table3.PAPER["maxl"][pair][1] for pair in pairs.PAIRS] == [1] * 6
 
 
-# --- Uniform, Redrawn and Untrained --------------------------------------------------------------------
+def test_appendix_es_table_and_figure():
+    made_up_run("maxl-20-100-seed0", [0.5, 0.70], focal_gamma=2.0)
+    made_up_run("maxl-20-100-seed1", [0.5, 0.74], focal_gamma=2.0)
+    made_up_run("single-20-seed0", [0.4, 0.66], focal_gamma=2.0)
+    made_up_run("maxl-cross-entropy-20-100-seed0", [0.4, 0.68], focal_gamma=0.0)
+    made_up_run("maxl-latent-20-100-seed1", [0.1], epochs=2)
+    figure, lines = draw(appendix_e, "--seeds", "0", "1")
+    assert [line for line in lines if line.startswith("| 20")][:5] == [
+        "| 20 → 100 | MAXL | 72.00 ± 2.83 | 2 |  |  |",
+        "| 20 → 100 | Single | 66.00 | 1 |  | seed 1 not run |",
+        "| 20 → 100 | cross-entropy loss | 68.00 | 1 | worse than the focal loss | seed 1 not run |",
+        "| 20 → 100 | no Mask SoftMax | not run | 0 | similar to Single | seed 0 not run, seed 1 not run |",
+        "| 20 → 100 | latent vector | unfinished | 0 | similar to Single | seed 0 not run, seed 1 at epoch 1 of 2 |",
+    ]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert set(drawn) == {"MAXL", "Single", "cross-entropy loss", "latent vector"}
+    assert drawn["MAXL"] == [pytest.approx([1, 50]), pytest.approx([2, 72])]
 
 
-def test_uniform_labels_are_uniform_on_their_primary_class_and_sum_to_one():
-    psi = [2, 1, 4]
-    targets = (torch.arange(12) % 3)[:, None].expand(-1, 4).contiguous()
-    split = create_dataset.Split(torch.zeros(12, 32, 32, 3, dtype=torch.uint8), targets)
-    labels = controls.UniformLabels(split, Namespace(primary_level=0, psi=psi))(None, targets)
-    expected = torch.tensor([[0.5, 0.5, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0], [0, 0, 0, 0.25, 0.25, 0.25, 0.25]])
-    assert torch.equal(labels, expected[targets[:, 0]])
-    assert torch.equal(labels.sum(dim=1), torch.ones(12))
+# --- Generalisation -------------------------------------------------------------------------------------
 
 
-def test_untrained_keeps_the_label_generator_that_maxl_starts_from(monkeypatch):
-    """Its labels are MAXL's where MAXL's label generator learns at a rate of zero."""
-    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 0.0)
-    few, saved = [*TINY, "--epochs", "2"], []
-    for name, script, own in (("maxl", model_vgg_maxl, []), ("untrained", controls, ["--control", "untrained"])):
-        assert exits.run_main(script.main, [*few, *own, "--out", name]) == 0
-        saved.append(torch.load(f"{name}/checkpoint.pt", weights_only=True)["parts"]["label_generator"])
-    weights = [name for name in saved[0] if "running" not in name and "batches" not in name]
-    assert weights and all(torch.equal(saved[0][name], saved[1][name]) for name in weights)
-
-    settings = controls.parse([*few, "--control", "untrained"])
-    split, _ = create_dataset.load("synthetic", None, torch.device("cpu"), 120)
-    labels = controls.UntrainedLabels(split, settings)
-    images, targets = next(split.train_batches(20, torch.Generator().manual_seed(0)))
-    generated = labels(images, targets)
-    assert not generated.requires_grad and torch.allclose(generated.sum(dim=1), torch.ones(20))
-    own = model_vgg_maxl.hierarchy_mask(settings.psi)[targets[:, 2]]
-    assert (generated[~own] == 0).all() and generated[own].std() > 0  # these tell more than Uniform's
+def run_of(name, train, test, **options):
+    """A run with these accuracies in %."""
+    train, test = ([value / 100 for value in values] for values in (train, test))
+    made_up_run(name, test, columns={"train_primary_accuracy": train}, **options)
+    return RunOnDisk(Path("r") / name)
 
 
-def test_redrawn_labels_are_uniform_within_their_primary_class_and_new_at_every_call():
-    psi, count = [2, 1, 4], 20_000
-    targets = (torch.arange(3 * count) % 3)[:, None].expand(-1, 4)
-    split = create_dataset.Split(torch.zeros(1, 32, 32, 3, dtype=torch.uint8), targets)
-    labels = controls.RedrawnLabels(split, Namespace(primary_level=0, psi=psi, seed=0))
-    first, second = labels(None, targets), labels(None, targets)
-    shares = torch.bincount(first, minlength=7) / count
-    assert len(shares) == 7 and shares.tolist() == pytest.approx([1 / 2, 1 / 2, 1, *[1 / 4] * 4], abs=0.02)
-    assert model_vgg_maxl.hierarchy_mask(psi)[targets[:, 0], first].all()
-    same = ((first == second)[targets[:, 0] == primary].double().mean().item() for primary in range(3))
-    assert list(same) == pytest.approx([1 / 2, 1, 1 / 4], abs=0.02)
-    assert torch.equal(controls.RedrawnLabels(split, Namespace(primary_level=0, psi=psi, seed=0))(None, targets), first)
-    assert not torch.equal(controls.RedrawnLabels(split, Namespace(primary_level=0, psi=psi, seed=1))(None, targets), first)
+def test_at_equal_fit_a_line_is_a_line_however_fast_it_is_walked():
+    """Test accuracy 10 + train / 2, from epochs half a point apart or further than the average reaches."""
+    for step in (0.5, 7, 45):
+        train = np.arange(0, 91, step)
+        run = run_of(f"maxl-20-100-seed{int(10 * step)}", train, 10 + train / 2)
+        found = generalisation.at_equal_fit(run, [2, 20, 50.5, 70])
+        assert found == pytest.approx([11, 20, 35.25, 45], abs=1e-3)
 
 
-@pytest.mark.parametrize("name", controls.CONTROLS)
-def test_controls_train_and_are_in_figure_3_by_name_only(name):
-    few = [*TINY, "--control", name, "--epochs", "1", "--cosine-every", "2", "--out", "u"]
-    assert exits.run_main(controls.main, few) == 0
-    (row,) = curves("u")
-    assert "train_cosine_similarity" in row and "test_auxiliary_loss" not in row
-    assert cifar100.METHODS[name].options == ("--control", name) and name not in cifar100.FIVE
+def test_at_equal_fit_the_nearest_epochs_count_most_and_there_is_nothing_beyond_the_curve():
+    """Around 50, epochs that are 1, 0 and 2 points away have weights exp(-d²/2σ²), σ = 1.5."""
+    train, test = [49, 50, 52, 90], [30, 40, 35, 99]
+    run, weights = run_of("maxl-20-100-seed0", train, test), [math.exp(-(d**2) / 4.5) for d in (1, 0, 2)]
+    level, expected = (sum(w * x for w, x in zip(weights, values)) / sum(weights) for values in (train, test))
+    below, at_level, beyond = generalisation.at_equal_fit(run, [47, level, 91])
+    assert at_level == pytest.approx(expected, abs=0.01)
+    assert math.isnan(below) and math.isnan(beyond)
+
+
+def test_the_tables_have_the_known_means_over_windows_and_seeds(capsys):
+    epochs = np.arange(1, 21)  # in ten windows of two
+    run_of("maxl-20-100-seed2", [20, 21], [90, 90], epochs=20)
+    assert "none of the runs of these pairs and seeds in r is finished yet" in refused(generalisation, capsys)
+    shutil.rmtree("r/maxl-20-100-seed2")
+    run_of("maxl-20-100-seed0", 20 + epochs, 30 + 0 * epochs)
+    run_of("maxl-20-100-seed1", 22 + epochs, 32 + 0 * epochs)
+    run_of("single-20-seed0", 40 + epochs, 50 + epochs)
+    figure, lines = draw(generalisation)
+    assert "| 20 → 100, test / training accuracy | Single | MAXL |" in lines
+    assert "| epochs 19 to 20 | 69.5 / 59.5 | 31.0 ± 1.4 / 40.5 |" in lines and "| n | 1 | 2 |" in lines
+    at_level = [line for line in lines if line.startswith("| training accuracy") and not line.endswith(" |  |")]
+    assert [int(line.split()[3]) for line in at_level] == [25, 30, 35, 40], "20 and 45 were not reached by both"
+    (line,) = (line for line in figure.axes[0].lines if line.get_label() == "MAXL")
+    drawn = {x: y for x, y in line.get_xydata() if not math.isnan(y)}
+    assert (min(drawn), max(drawn)) == (23, 40) and figure.axes[0].get_xlabel() == "training accuracy (%)"

@@ -1,19 +1,16 @@
 """Label learning: on labels and weights that are known, against a double backward, and from tiny runs."""
 
-import csv
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from conftest import TINY, run_script, shortcuts
 
 import create_dataset
+import maxl
 import model_vgg_maxl
-import utils
-from experiments import label_learning
-from experiments import trained as checkpoints
-from harness import exits
+from experiments import label_learning, trained
+from experiments.runner import report
 
 NAN = math.nan
 
@@ -57,17 +54,17 @@ def test_pulls_are_those_of_a_double_backward_in_float64(monkeypatch):
     monkeypatch.setattr(create_dataset, "scale", lambda images: images.double() / 255)
     images = torch.randint(256, (20, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     train = create_dataset.Split(images, (torch.arange(20) % 2)[:, None])
-    network, generator = model_vgg_maxl.make_networks(lambda: utils.VGG16(1 / 16), [2, 3], seed=1)
-    network, generator = network.double(), generator.double()
-    settings = {"entropy_weight": 0.7, "focal_gamma": 2.0, "label_weight_decay": 0.01}
-    trained = checkpoints.Trained(network, generator, settings)
-    found = label_learning.pulls(trained, train, 0, step_length=0.1, seed=5)
+    settings = model_vgg_maxl.parse(["--width", "0.0625", "--psi", "1*18,2,3", "--entropy-weight", "0.7", "--seed", "1"])
+    settings.primary_level, settings.psi, settings.label_weight_decay = 0, [2, 3], 0.01
+    networks = [network.double() for network in model_vgg_maxl.make_networks(settings).values()]
+    found = label_learning.pulls(trained.Trained(*networks, settings), train, step_length=0.1, seed=5)
 
+    generator, optimizer = networks[1], torch.optim.SGD(networks[0].parameters(), lr=0.1)
     theta2, seen = list(generator.parameters()), {"pull_meta": [], "pull_entropy": []}
     for batch, targets in train.train_batches(6, torch.Generator().manual_seed(5)):
-        meta, _ = model_vgg_maxl.meta_gradient(
-            network, generator, batch, targets[:, 0], 0.1, entropy_weight=0.0, method="double-backward"
-        )
+        meta, _ = maxl.meta_gradient(
+            *networks, optimizer, batch, targets[:, 0], entropy_weight=None, method="double-backward"
+        )  # fmt: skip
         mean = generator(batch, targets[:, 0]).mean(dim=0)
         spread = torch.autograd.grad(0.7 * (mean * mean.log()).sum(), theta2)
         for name, gradients in (("pull_meta", meta), ("pull_entropy", spread)):
@@ -107,24 +104,15 @@ def test_how_far_the_weights_have_moved_by_hand():
 def test_a_label_generator_that_learns_nothing_is_as_at_the_start(monkeypatch):
     """And one that learns at a great rate is not."""
     monkeypatch.setattr(label_learning, "BATCH_SIZE", 20)
-    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 0.0)
-    tiny_run("maxl-20-100-seed0")
-    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "label_learning_rate", 3.0)
-    tiny_run("maxl0-20-100-seed0", "--entropy-weight", "0")
-    assert exits.run_main(label_learning.experiment.main, ["--plot", "--out", "r", "--seeds", "0", "1"]) == 0
-    with open("r/label_learning.csv", newline="") as file:
-        still, moved = csv.DictReader(file)
-    assert (still["method"], moved["method"]) == ("MAXL", "MAXL, λ = 0")
+    tiny_run("maxl-20-100-seed0", "--label-learning-rate", "0")
+    tiny_run("maxl0-20-100-seed0", "--entropy-weight", "0", "--label-learning-rate", "3")
+    monkeypatch.setattr(report, "MAY_DIFFER", report.MAY_DIFFER | {"label_learning_rate"})
+    settings, _ = label_learning.experiment.parse(["--plot", "--out", "r", "--seeds", "0", "1"])
+    _, (still, moved), text = label_learning.make_report(settings)
+    assert (still["method"], moved["method"]) == ("MAXL", "MAXL (λ = 0)")
     assert float(still["as_at_start_mean"]) == 100 and still["entropy_mean"] == still["entropy_at_start_mean"]
     assert float(moved["as_at_start_mean"]) < 95 and moved["entropy_mean"] != moved["entropy_at_start_mean"]
     assert float(moved["pull_entropy_mean"]) == 0 < float(still["pull_entropy_mean"])
     assert still["entropy_at_start_mean"] == moved["entropy_at_start_mean"]
     assert float(still["moved_else_mean"]) < 1e-4 < float(moved["moved_else_mean"])
-    assert Path("r/label_learning.png").read_bytes().startswith(b"\x89PNG")
-    assert "seed 1 not run" in Path("r/label_learning.md").read_text()
-
-
-def test_the_plan_is_maxls_runs_with_both_weights():
-    settings, options = label_learning.experiment.parse([])
-    names = [task.name for task in label_learning.experiment.tasks(settings, options)]
-    assert sorted(names) == sorted(f"{name}-20-100-seed{seed}" for name in ("maxl", "maxl0") for seed in range(3))
+    assert "seed 1 not run" in text

@@ -1,28 +1,223 @@
-"""The runner of experiments/ at work: runs side by side, failed, killed, stopped and continued; on Figure 3."""
+"""The runner of experiments/ on Figure 3: its plan, runs side by side, failed, killed, stopped and continued."""
 
 import csv
 import importlib
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, assert_same_run, curves, forked, run_script
+from conftest import REPOSITORY, TINY, assert_same_run, curves, forked, run_script
 from running import FEW, children, needs_proc, plan, runner, wait_for
 
-from experiments import figure3, generalisation
-from experiments.runner import here
-from experiments.runner import process as runs_process
+import create_dataset
+import model_vgg_maxl
+from experiments import appendix_e, figure3, figure4, figure5, figure6, label_learning, pairs, table1, table3
+from experiments.methods.variations import VARIANTS
+from experiments.runner import cluster, here, process, progress
 from harness import exits, files
+
+# --- the plans ------------------------------------------------------------------------------------------
+
+
+def tasks(module, *arguments):
+    """The checked plan of a figure by the name of each run's folder."""
+    settings, options = module.experiment.parse(list(arguments))
+    return {task.name: task for task in module.experiment.tasks(settings, options)}
+
+
+def test_figure_3_is_81_runs_with_the_papers_settings():
+    found, psis = list(tasks(figure3).values()), {}
+    assert len({task.folder for task in found}) == len(found) == 81
+    count = {method: sum(task.method == method for task in found) for method in pairs.FIVE}
+    assert count == {"single": 9, "random": 18, "kmeans": 18, "human": 18, "maxl": 18}
+    assert [task.name for task in found[:3]] == ["maxl-20-100-seed0", "single-20-seed0", "human-20-100-seed0"]
+    for task in found:
+        settings = task.settings
+        assert (settings.epochs, settings.batch_size, settings.width, settings.train_images) == (200, 100, 1.0, None)
+        assert settings.test_statistics == "settled", "all methods alike"
+        method, *sizes, seed = task.name.split("-")
+        sizes = [int(size) for size in sizes]
+        assert task.method == method and seed == f"seed{settings.seed}" and settings.dataset == "cifar100"
+        assert create_dataset.LEVEL_CLASSES[settings.primary_level] == sizes[0]
+        if task.method == "human":
+            assert create_dataset.LEVEL_CLASSES[settings.auxiliary_level] == sizes[1]
+        elif task.method != "single":
+            assert [len(settings.psi), sum(settings.psi)] == sizes and max(settings.psi) - min(settings.psi) <= 1
+            assert psis.setdefault((*sizes, seed), settings.psi) == settings.psi, "the same for all methods"
+    psis = {tuple(task.settings.psi) for task in plan("r", ["3-10"], ["maxl"], range(10))}
+    assert len(psis) == 3, "which class gets the larger share is drawn at random"
+
+
+def test_the_other_plans_are_figure_3s_runs():
+    whole = {name: vars(task.settings) for name, task in tasks(figure3).items()}
+    for module, count in ((figure4, 36), (figure5, 18), (figure6, 3), (table3, 36), (label_learning, 6)):
+        found = tasks(module)
+        assert len(found) == count
+        assert all(vars(task.settings) == whole[name] for name, task in found.items() if not name.startswith("maxl0"))
+    with_it, without = (vars(task.settings) for task in tasks(table3, "--pairs", "10-20", "--seeds", "0").values())
+    assert {name for name in with_it if with_it[name] != without[name]} == {"entropy_weight", "out"}
+    assert tasks(figure5, "--data-root", "d", "--seeds", "0")["single-3-seed0"].settings.data_root == "d"
+
+
+def test_appendix_es_variations_differ_from_maxl_in_the_variant_alone():
+    found = tasks(appendix_e, "--width", "0.25")
+    assert len(found) == 7 * 3
+    maxl = vars(found["maxl-20-100-seed1"].settings)
+    for variant in VARIANTS:
+        theirs = vars(found[f"maxl-{variant}-20-100-seed1"].settings)
+        differ = {name for name in maxl if maxl[name] != theirs[name]}
+        assert theirs["variant"] == variant
+        assert differ == {"out"} | ({"focal_gamma"} if variant == "cross-entropy" else set())
+
+
+@pytest.mark.parametrize("given, every", [([], 10), (["--cosine-every", "3"], 3), (["--cosine-every=0"], 0)])
+def test_options_reach_the_runs_that_have_them(given, every):
+    few = "--seeds", "0", "--pairs", "3-10"
+    found = tasks(figure3, *given, *few, "--epochs", "7", "--label-learning-rate", "1", "--test-statistics", "running")
+    found = {task.method: vars(task.settings) for task in found.values()}
+    assert all(task["epochs"] == 7 and task["test_statistics"] == "running" for task in found.values())
+    assert found["maxl"]["label_learning_rate"] == 1
+    methods = ("random", "kmeans", "human", "maxl")
+    assert {m: task["cosine_every"] for m, task in found.items() if "cosine_every" in task} == dict.fromkeys(
+        methods, every
+    )
+    quick = tasks(figure3, "--quick", "--epochs", "2", "--methods", "maxl", "single")
+    assert len(quick) == 4 and all((t.settings.epochs, t.settings.width) == (2, 0.125) for t in quick.values())
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["--seed", "1"], "--seed is set for each run by the figure"),
+    (["--psi=5,5"], "--psi=5,5 is set for each run by the figure"),
+    (["--resume"], "--resume is set for each run by the figure"),
+    (["--pairs", "3-11"], "invalid choice: '3-11'"),
+    (["--jobs", "0"], "--jobs 0 is out of range"),
+    (["--seeds", "0", "-1"], "--seeds -1 is out of range"),
+    (["--plot", "--bogus", "3"], "unrecognized arguments: --bogus 3"),
+    (["--width", "0"], "maxl: --width 0.0 is out of range"),
+    (["--methods", "single", "--entropy-weight", "0"], "--entropy-weight is a setting of other methods"),
+    (["--submitit", "local", "--submitit-parameters", "timeout"], "expected NAME=VALUE"),
+    (["--plot"], "there are no runs"),
+])  # fmt: skip
+def test_the_runners_bad_input_is_one_sentence_and_starts_nothing(arguments, said, capsys):
+    assert exits.run_main(figure3.experiment.main, arguments) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error and out == ""
+    assert not Path("runs").exists()
+
+
+def test_a_folder_of_another_experiment_is_named_before_anything_starts(capsys, spared):
+    arguments = [*TINY, "--primary-level", 0, "--test-statistics", "settled", "--out", "r/single-3-seed0"]
+    assert run_script("model_vgg_single", *arguments) == 0
+    capsys.readouterr()
+    assert exits.run_main(figure3.experiment.main, [*FEW, "--width", "0.03"]) == 2
+    assert "r/single-3-seed0 is of another experiment (width was 0.02, now 0.03)" in capsys.readouterr().err
+    assert sorted(os.listdir("r")) == ["single-3-seed0"]
+    assert exits.run_main(figure3.experiment.main, [*FEW, "--status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "single-3-seed0           done       epoch 3 of 3" in lines and lines[-1].startswith("1 done, 4 not begun")
+
+
+def test_a_rate_edited_in_one_script_alone_is_named_before_anything_starts(monkeypatch, capsys):
+    monkeypatch.setitem(model_vgg_maxl.SETTINGS, "learning_rate", 0.02)
+    assert exits.run_main(figure3.experiment.main, ["--out", "r"]) == 2
+    out, error = capsys.readouterr()
+    assert "learning_rate is to be the same" in error and "0.02" in error and "0.01" in error and out == ""
+    assert tasks(figure3, "--learning-rate", "0.05") and tasks(figure3, "--methods", "maxl")
+
+
+def test_a_script_started_as_a_file_says_how_it_is_started():
+    for name in ("figure3", "figure5", "table1"):
+        command = [sys.executable, str(REPOSITORY / f"experiments/{name}.py")]
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.returncode == 1 and f"as python -m experiments.{name}\n" in process.stderr
+        assert process.stderr.count("\n") == 1
+    listing = subprocess.run([sys.executable, "-m", "experiments"], cwd=REPOSITORY, capture_output=True, text=True)
+    assert "figure3" in listing.stdout and "methods.controls" in listing.stdout
+
+
+# --- before the first run -------------------------------------------------------------------------------
+
+
+def test_dry_run_shows_commands_and_an_estimate(capsys, spared):
+    assert exits.run_main(figure3.experiment.main, ["--dry-run", *FEW]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not begun") == 5 and "5 runs; about" in out
+    assert "--primary-level 0 --auxiliary-level 1 --seed 0 --out r/human-3-10-seed0" in out
+    assert not Path("r").exists()
+
+
+@pytest.mark.parametrize("method, passes", [("single", {"train": 2.0}), ("maxl", {"train": 2.0, "meta": 4.0})])
+def test_the_estimate_is_the_measured_time_of_what_an_epoch_has(method, passes, monkeypatch):
+    """From 2 iterations and 2000 test images to 100 and 10,000; a settling pass of 10,000 images for Single alone."""
+
+    def main(arguments):
+        folder = Path(dict(argument.split("=") for argument in arguments if "=" in argument)["--out"])
+        folder.mkdir()
+        seconds = passes | {"test": 3.0}
+        header = ",".join(f"seconds_{name}" for name in seconds)
+        (folder / "curves.csv").write_text(f"{header}\n{','.join(map(str, seconds.values()))}\n")
+
+    monkeypatch.setattr(importlib.import_module(f"model_vgg_{method}"), "main", main)
+    options = ["--train-images", "10000", "--device", "cpu"]
+    for more, settled in ((["--test-statistics", "running"], 0), ([], 15 if method == "single" else 0)):
+        seconds = progress.estimate(plan("r", ["20-100"], [method], [0], [*options, *more]))
+        assert seconds == {method: pytest.approx(sum(passes.values()) / 2 * 100 + 15 + settled)}
+
+
+class Done:
+    """A process that has ended well."""
+
+    def poll(self):
+        return 0
+
+
+def test_the_data_is_fetched_once_before_the_first_run_starts(monkeypatch, capsys):
+    happened, few = [], ["--pairs", "3-10", "--seeds", "0", "--methods", "single", "human", "--out", "r"]
+    monkeypatch.setattr(create_dataset, "load_cifar100", lambda root: happened.append(f"data in {root}"))
+    monkeypatch.setattr(process, "start", lambda command, log, **changed: happened.append("run") or Done())
+    monkeypatch.setattr(here.Here, "pause", 0)
+    exits.run_main(figure3.experiment.main, [*few, "--jobs", "2", "--data-root", "d"])
+    assert happened == ["data in d", "run", "run"]
+    parts = ["--datasets", "imagenet32", "synthetic", "cinic10", "--seeds", "0", "--data-root", "d", "--out", "q"]
+    capsys.readouterr()
+    assert exits.run_main(table1.experiment.main, parts) == 2
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: d/ImageNet32 lacks") and second.startswith("d/CINIC-10 is not there")
+    assert third == "What is there can be run without the rest: --datasets synthetic" and not Path("q").exists()
+
+
+@pytest.mark.parametrize("printed, code, state, outcome", [
+    ("epoch 1/3 | ...\nerror: out of memory (x)", 2, "failed", "error: out of memory (x)"),
+    ("Traceback (most recent call last):\n  File x\nKeyError: 'y'", 1, "failed", "KeyError: 'y'"),
+    ("epoch 1/3 | ...", -9, "failed", "killed by signal 9"),
+    ("epoch 1/3 | ...\nstopped after epoch 1: the next would not end in time", 3, "not begun", "unfinished"),
+    ("epoch 1/3 | ...\n\nstopped by SIGTERM; x", 143, "not begun", "stopped by SIGTERM; x"),
+])  # fmt: skip
+def test_the_status_says_why_a_run_failed(printed, code, state, outcome, capsys):
+    few = [*FEW, "--methods", "single"]
+    (task,) = tasks(figure3, *few).values()
+    task.log.parent.mkdir(parents=True)
+    with open(task.log, "w") as log:
+        log.write(f"{process.START}an earlier start\nerror: of an earlier start\n")
+        log.write(f"{process.START}2026-01-01 00:00:00 python model_vgg_single.py\n{printed}\n")
+    assert task.outcome(code) == outcome
+    assert exits.run_main(figure3.experiment.main, [*few, "--status"]) == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith(f"single-3-seed0           {state}") and "earlier start" not in line
+    assert (outcome in line) == (state == "failed")
+
+
+# --- at work --------------------------------------------------------------------------------------------
 
 
 def forked_runner(*arguments):
-    """The same in a copy of this process."""
+    """The runner in a copy of this process."""
 
     def start():
         sys.argv = ["figure3", *map(str, arguments)]
@@ -38,11 +233,8 @@ class ForkedRun:
         module, *arguments = command[2:] if command[1] == "-m" else (Path(command[1]).stem, *command[2:])
         log = open(os.dup(stdout.fileno()), "a", buffering=1)
         self.process = forked(exits.run_main, importlib.import_module(module).main, arguments, log=log)
+        self.terminate, self.kill = self.process.terminate, self.process.kill
         log.close()
-
-    @property
-    def returncode(self):
-        return self.process.exitcode
 
     def poll(self):
         return self.process.exitcode
@@ -51,12 +243,6 @@ class ForkedRun:
         self.process.join(timeout)
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired("run", timeout)
-
-    def terminate(self):
-        self.process.terminate()
-
-    def kill(self):
-        self.process.kill()
 
 
 @pytest.fixture
@@ -69,7 +255,7 @@ def forked_runs(spared, monkeypatch):
         return (subprocess.Popen if as_it_is else ForkedRun)(command, **options)
 
     names = {name: getattr(subprocess, name) for name in ("DEVNULL", "TimeoutExpired")}
-    monkeypatch.setattr(runs_process, "subprocess", types.SimpleNamespace(Popen=start, **names))
+    monkeypatch.setattr(process, "subprocess", types.SimpleNamespace(Popen=start, **names))
     return as_ever
 
 
@@ -84,11 +270,10 @@ def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, c
     assert error == "" and out.count(": done") == 5
     for task in plan("r", ["3-10"], seeds=[0], options=few):
         assert task.state() == "done" and len(curves(task.folder)) == 2
-    rows = list(csv.DictReader(open("r/figure3.csv", newline="")))
+    rows = list(csv.DictReader(open("r/figure3-3-10-seed0.csv", newline="")))
     assert [row["method"] for row in rows] == ["Single", "Random", "K-Means", "Human", "MAXL"]
     final = 100 * float(curves("r/maxl-3-10-seed0")[-1]["test_primary_accuracy"])
     assert float(rows[-1]["final_mean"]) == pytest.approx(final)
-    logs = {path: path.read_text() for path in Path("r/logs").iterdir()}
     (task,) = plan("by-hand", ["3-10"], ["maxl"], [0], few)
     assert run_script("model_vgg_maxl", *task.arguments, test_images=2000) == 0  # what a person would type
     assert_same_run("r/maxl-3-10-seed0", "by-hand/maxl-3-10-seed0")
@@ -99,34 +284,27 @@ def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, c
     assert exits.run_main(figure3.experiment.main, command) == 0
     out = capsys.readouterr().out
     assert "4 of 5 runs are done already" in out and out.count("started") == 1
-    changed = {path.name for path in logs if path.read_text() != logs[path]}
-    assert changed == {"maxl-3-10-seed0.log"} and len(curves("r/maxl-3-10-seed0")) == 2
+    assert len(curves("r/maxl-3-10-seed0")) == 2
 
 
 def test_one_run_that_fails_is_named_at_the_end_and_does_not_stop_the_others(forked_runs):
     Path("r").mkdir()
     Path("r/random-3-10-seed0").write_text("a file where a folder should be")
-    few = [*FEW, "--methods", "random", "single", "--epochs", "1"]
-    process = forked_runner(*few)
+    process = forked_runner(*FEW, "--methods", "random", "single", "--epochs", "1")
     process.join(120)
     assert process.exitcode == 2
     out, error = Path("said").read_text(), Path("errors").read_text()
     assert "1 of 2 runs did not end well: random-3-10-seed0 (error: --out r/random-3-10-seed0 is a file" in error
     assert error.count("\n") == 1 and "single-3-seed0: done" in out
-    assert Path("r/figure3.md").exists()
-    process = runner(*few, "--status")
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == 0 and error == ""
-    assert (
-        "failed     epoch 0 of 1 error: --out r/random-3-10-seed0 is a file" in out and "1 done, 1 failed; about" in out
-    )
+    assert Path("r/figure3-3-10-seed0.md").exists()
 
 
 @needs_proc
 def test_killed_runs_and_a_killed_runner_are_continued_by_the_same_command(forked_runs):
     epochs = ["--train-images", "100", "--batch-size", "50", "--epochs", "30"]
     few = [*FEW, "--methods", "single", *epochs]
-    assert run_script("model_vgg_single", *TINY, "--primary-level", 0, *epochs, "--out", "whole") == 0
+    whole = [*TINY, "--primary-level", 0, *epochs, "--test-statistics", "settled", "--out", "whole"]
+    assert run_script("model_vgg_single", *whole) == 0
     folder = Path("r/single-3-seed0")
 
     process = forked_runner(*few)  # kill -9 of a run
@@ -147,7 +325,6 @@ def test_killed_runs_and_a_killed_runner_are_continued_by_the_same_command(forke
     process.join(120)
     assert process.exitcode == 0, Path("errors").read_text()
     wait_for(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text())
-    assert len(curves(folder)) == 30
     assert_same_run(folder, "whole")
 
 
@@ -165,20 +342,18 @@ def test_a_stopped_runner_stops_its_runs_first(signum, code, forked_runs):
     assert plan("r", ["3-10"], ["single"], [0], [*TINY, "--epochs", "1000"])[0].state() == "unfinished"
 
 
-def test_a_signal_that_comes_within_a_finalizer_stops_the_runner_all_the_same(forked_runs, monkeypatch, capsys):
-    class Finalized:
-        def __del__(self):
-            signal.raise_signal(signal.SIGINT)
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_while_a_run_is_started_is_heeded_once_the_run_is_known_of(number, code):
+    known, before = [], signal.getsignal(number)
 
-    def sleep(seconds):
-        Finalized()
-        time.sleep(seconds)
+    def start(argv):
+        with process.signals_held():
+            signal.raise_signal(number)
+            known.append("a run")
+        known.append("too late")
 
-    monkeypatch.setattr(here, "time", types.SimpleNamespace(sleep=sleep))
-    assert exits.run_main(figure3.experiment.main, [*FEW, "--methods", "single", "--epochs", "3"]) == 130
-    error = capsys.readouterr().err
-    assert "stopped by Ctrl-C" in error and "ignored" not in error
-    assert not files.at_work(Path("r/single-3-seed0"))
+    assert exits.run_main(start) == code
+    assert known == ["a run"] and signal.getsignal(number) == before
 
 
 def test_max_minutes_leaves_runs_unfinished_with_exit_code_3(forked_runs):
@@ -188,28 +363,60 @@ def test_max_minutes_leaves_runs_unfinished_with_exit_code_3(forked_runs):
     assert "1 of 1 runs are unfinished, the same command goes on: single-3-seed0" in Path("said").read_text()
 
 
-def test_what_cannot_be_drawn_hides_no_unfinished_run_and_a_tilde_is_the_home_folder(forked_runs, monkeypatch, capsys):
-    monkeypatch.setenv("HOME", os.getcwd())
-    few = ["--pairs", "3-10", "--seeds", "0", "--methods", "single", *TINY, "--epochs", "10000", "--out=~/r"]
-    assert exits.run_main(generalisation.experiment.main, [*few, "--max-minutes", "0.05"]) == 3
-    out, error = capsys.readouterr()
-    nothing = f"none of the runs of these pairs and seeds in {os.getcwd()}/r is finished yet"
-    assert error == f"warning: nothing was drawn: {nothing}\n"
-    assert "1 of 1 runs are unfinished" in out and curves("r/single-3-seed0")
-
-
 def test_gpus_and_cores_are_shared_among_the_jobs(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     environments = [here.share_of_machine(slot, 4) for slot in range(4)]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in environments] == ["0", "1", "0", "1"]
     assert {e["OMP_NUM_THREADS"] for e in environments} == {"2"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [here.share_of_machine(slot, 2)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["5", "7"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert here.share_of_machine(0, 1) == {"CUDA_VISIBLE_DEVICES": "0"}
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert here.share_of_machine(0, 1) == {}
+
+
+# --- as submitit's jobs ---------------------------------------------------------------------------------
+
+
+def test_without_submitit_or_without_slurm_one_sentence_says_so(monkeypatch, capsys, spared):
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "submitit", None)
+        assert exits.run_main(figure3.experiment.main, [*FEW, "--submitit", "local"]) == 2
+    assert capsys.readouterr().err == "error: --submitit needs the package submitit: pip install submitit\n"
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", "")
+    assert exits.run_main(figure3.experiment.main, [*FEW, "--submitit", "slurm"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: --submitit slurm") and "srun" in error and error.count("\n") == 1
+
+
+def test_a_job_has_its_gpu_whatever_submitit_sets(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # as submitit sets it for local jobs
+    report = "import os; print('sees', os.environ['CUDA_VISIBLE_DEVICES'])"
+    assert cluster.Job([sys.executable, "-c", report], Path("log"), {"CUDA_VISIBLE_DEVICES": "3"})() == 0
+    assert "sees 3" in Path("log").read_text()
+
+
+@pytest.mark.slow
+def test_a_job_out_of_max_minutes_is_submitted_again_until_its_run_is_done():
+    pytest.importorskip("submitit")
+    few = [*FEW, "--methods", "single", "--epochs", 400, "--submitit", "local"]
+    out, error = runner(*few, "--max-minutes", 0.4).communicate(timeout=600)
+    assert out.count("submitted") == 1 + out.count(": unfinished") > 1 and out.count(": done") == 1, (out, error)
+    assert len(curves("r/single-3-seed0")) == 400
+
+
+@needs_proc
+def test_a_preempted_job_stops_its_run_and_is_queued_again(monkeypatch):
+    submitit = pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    (task,) = plan(Path("r").absolute(), ["3-10"], ["single"], [0], [*TINY, "--epochs", "30"])
+    executor = submitit.LocalExecutor(folder="jobs")
+    executor.update_parameters(timeout_min=5, signal_delay_s=3)
+    job = executor.submit(cluster.Job(task.command, task.log, {}))
+    wait_for(lambda: task.epochs_done() > 0)
+    (worker,) = children(job._process)
+    os.kill(worker, signal.SIGUSR2)  # as Slurm preempts
+    wait_for(job.done)
+    assert job.result() == 0 and len(curves(task.folder)) == 30
+    assert len(json.loads((task.folder / "settings.json").read_text())["sessions"]) == 2

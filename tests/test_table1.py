@@ -1,27 +1,23 @@
 """Table 1: its two scripts, the plan of 90 runs, the table from made-up curves; and Figure 6 on digits."""
 
-import csv
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import assert_same_run, curves, shortcuts
+from running import made_up_run as any_run
+from running import rows_of
 
 import create_dataset
-import model_vgg_maxl
-import utils
+import maxl
 from experiments import figure6_mnist, table1
-from experiments.methods import backbones
-from experiments.methods import table1_maxl as model_maxl
-from experiments.methods import table1_single as model_single
 from experiments.datasets import registry
-from experiments.runner import ready
+from experiments.methods import table1_maxl, table1_single
 from harness import exits
 
 GREY = ["--dataset", "synthetic-grey", "--width", "0.05", "--train-images", "60", "--batch-size", "20"]
-SCRIPTS = {"model_single": (model_single, []), "model_maxl": (model_maxl, ["--psi", "2"])}
+SCRIPTS = {"single": (table1_single, []), "maxl": (table1_maxl, ["--psi", "2"])}
 
 
 @pytest.fixture(autouse=True)
@@ -42,33 +38,26 @@ def checkpoint(folder):
 # --- the scripts ----------------------------------------------------------------------------------------
 
 
-def test_the_rates_fall_along_a_cosine_to_zero():
+def test_optimizers_and_rates_are_those_of_appendix_b():
     """η_t = η (1 + cos(π t / T)) / 2 in epoch t = 0, ..., T - 1, for both networks; and 0 at its end."""
-    assert run("model_maxl", "--out", "r", epochs=5) == 0
-    for name, first in (("learning_rate", 0.1), ("label_learning_rate", 0.001)):
-        expected = [first * (1 + math.cos(math.pi * t / 5)) / 2 for t in range(5)]
-        assert [float(row[name]) for row in curves("r")] == pytest.approx(expected)
+    assert run("maxl", "--out", "r", epochs=5) == 0
     parts = checkpoint("r")["parts"]
-    assert parts["optimizer"]["param_groups"][0]["lr"] == parts["label_optimizer"]["param_groups"][0]["lr"] == 0.0
-
-
-def test_the_optimizers_are_those_of_appendix_b():
-    assert run("model_maxl", "--out", "r", epochs=1) == 0
-    settings, parts = json.loads(Path("r/settings.json").read_text()), checkpoint("r")["parts"]
-    for name, momentum in (("optimizer", 0.9), ("label_optimizer", 0)):
+    for rate, name, first, momentum in (
+        ("learning_rate", "optimizer", 0.1, 0.9), ("label_learning_rate", "label_optimizer", 0.001, 0),
+    ):  # fmt: skip
+        expected = [first * (1 + math.cos(math.pi * t / 5)) / 2 for t in range(5)]
+        assert [float(row[rate]) for row in curves("r")] == pytest.approx(expected)
         (group,) = parts[name]["param_groups"]
-        assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (momentum, 5e-4, False)
-    assert settings["learning_rate"] == 0.1 and settings["entropy_weight"] == 0.2 and settings["focal_gamma"] == 2.0
-    assert settings["psi"] == [2] * 10 and settings["backbone"] == "conv4"
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.0, momentum, 5e-4)
+    settings = table1_maxl.parse([*GREY, "--psi", "2"])
+    assert settings.psi == [2] * 10 and settings.backbone == "conv4" and settings.entropy_weight == 0.2
 
 
 def test_an_epoch_of_single_is_sgd_with_momentum_written_out():
     """Three batches: v = 0.9 v + (∇L + 5e-4 θ), θ = θ - 0.1 v, from the focal loss written down here."""
-    assert run("model_single", "--out", "r", epochs=1) == 0
-    torch.manual_seed(0)
-    network = utils.Network(model_single.make_trunk(model_single.parse(GREY)), 10)
-    utils.initialise(network, torch.nn.init.xavier_uniform_)
-    train, _ = registry.load("synthetic-grey", "", "cpu", train_images=60, seed=0)
+    assert run("single", "--out", "r", epochs=1) == 0
+    settings = table1_single.parse(GREY)
+    network, (train, _) = table1_single.make_networks(settings)["network"], registry.load(settings, "cpu")
     velocity = [torch.zeros_like(p) for p in network.parameters()]
     for images, labels in train.train_batches(20, torch.Generator().manual_seed(0)):
         p = network(images)[0].softmax(dim=1)[torch.arange(20), labels[:, 0]]
@@ -84,24 +73,21 @@ def test_an_epoch_of_single_is_sgd_with_momentum_written_out():
 
 def test_the_look_ahead_is_a_plain_step_at_the_present_rate():
     """Eq. 4: neither the optimizer's momentum nor its weight decay is in θ1⁺."""
-    torch.manual_seed(0)
-    settings = model_maxl.parse([*GREY, "--epochs", "4"])
-    network = utils.Network(model_single.make_trunk(settings), 10, 30)
-    label_generator = model_vgg_maxl.LabelGenerator(model_single.make_trunk(settings), [3] * 10)
-    optimizer, scheduler = model_single.make_optimizer(network, settings)
-    label_optimizer = torch.optim.SGD(label_generator.parameters(), lr=0.001)
+    settings = table1_maxl.parse([*GREY, "--epochs", "4"])
+    networks = table1_maxl.make_networks(settings)
+    optimizers, pair = table1_maxl.make_optimizers(networks, settings), list(networks.values())
     images, primary = torch.randn(20, 1, 32, 32), torch.arange(20) % 10
     for _ in range(2):  # so that there is momentum, and the rate is not the first
-        model_vgg_maxl.auxiliary_training_step(network, label_generator, optimizer, images, primary)
-        scheduler.step()
-    rate = 0.1 * (1 + math.cos(math.pi / 2)) / 2
-    expected, _ = model_vgg_maxl.meta_gradient(network, label_generator, images, primary, rate)
-    model_vgg_maxl.meta_training_step(network, label_generator, optimizer, label_optimizer, images, primary)
-    for parameter, gradient in zip(label_generator.parameters(), expected):
-        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-8)
+        maxl.auxiliary_training_step(*pair, optimizers["optimizer"], images, primary)
+        optimizers["scheduler"].step()
+    plain = torch.optim.SGD(pair[0].parameters(), lr=0.1 * (1 + math.cos(math.pi / 2)) / 2)
+    expected, _ = maxl.meta_gradient(*pair, plain, images, primary)
+    found, _ = maxl.meta_gradient(*pair, optimizers["optimizer"], images, primary)
+    for ours, theirs in zip(found, expected):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-8)
 
 
-@pytest.mark.parametrize("name, passes", [("model_single", 1), ("model_maxl", 2)])
+@pytest.mark.parametrize("name, passes", [("single", 1), ("maxl", 2)])
 def test_a_run_goes_on_to_the_bit_with_its_momentum_and_its_rate(name, passes, monkeypatch):
     assert run(name, "--out", "whole") == 0
     batches, begun = create_dataset.Split.train_batches, []
@@ -122,21 +108,17 @@ def test_a_run_goes_on_to_the_bit_with_its_momentum_and_its_rate(name, passes, m
 
 
 def test_a_run_annealed_to_zero_is_not_made_longer(capsys):
-    assert run("model_single", "--out", "r", epochs=2) == 0
-    assert run("model_single", "--out", "r", "--resume", epochs=3) == 2
+    assert run("single", "--out", "r", epochs=2) == 0
+    assert run("single", "--out", "r", "--resume", epochs=3) == 2
     assert "annealed_over was 2, now 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     "script, options, said",
     [
-        ("model_single", ["--dataset", "mnis"], "invalid choice: 'mnis'"),
-        ("model_single", ["--backbone", "vgg"], "invalid choice: 'vgg'"),
-        ("model_single", ["--learning-rate", "0"], "--learning-rate 0.0 is out of range"),
-        ("model_single", ["--primary-level", "1"], "--primary-level"),
-        ("model_maxl", ["--psi", "2,3"], "psi has 2 numbers, but synthetic-grey has 10 classes"),
-        ("model_maxl", ["--psi", "0"], "must be a list of ints from 1 to 1000"),
-        ("model_maxl", ["--entropy-weight", "-1"], "--entropy-weight -1.0 is out of range"),
+        ("single", ["--backbone", "vgg"], "invalid choice: 'vgg'"),
+        ("single", ["--primary-level", "1"], "--primary-level"),
+        ("maxl", ["--psi", "2,3"], "psi has 2 numbers, but synthetic-grey has 10 classes"),
     ],
 )
 def test_bad_input_is_one_sentence(script, options, said, capsys):
@@ -147,10 +129,10 @@ def test_bad_input_is_one_sentence(script, options, said, capsys):
 
 
 def test_one_number_of_psi_stands_for_all_classes_and_several_for_themselves():
-    assert model_maxl.parse(["--dataset", "imagenet32", "--psi", "3"]).psi == [3] * 1000
-    assert model_maxl.parse(["--dataset", "mnist", "--psi", "2*9,4"]).psi == [2] * 9 + [4]
-    assert model_maxl.parse(["--dataset", "ucf101"]).backbone == "resnet32"
-    assert model_single.parse(["--dataset", "ucf101", "--backbone", "vgg16"]).backbone == "vgg16"
+    assert table1_maxl.parse(["--dataset", "imagenet32", "--psi", "3"]).psi == [3] * 1000
+    assert table1_maxl.parse(["--dataset", "mnist", "--psi", "2*9,4"]).psi == [2] * 9 + [4]
+    assert table1_maxl.parse(["--dataset", "ucf101"]).backbone == "resnet32"
+    assert table1_single.parse(["--dataset", "ucf101", "--backbone", "vgg16"]).backbone == "vgg16"
 
 
 # --- the plan -------------------------------------------------------------------------------------------
@@ -189,7 +171,7 @@ def test_the_plan_is_narrowed_and_options_reach_the_runs():
     [
         (["--psi", "0"], "--psi 0 is out of range"),
         (["--datasets", "cifar100"], "invalid choice: 'cifar100'"),
-        (["--backbone", "vgg16"], "--backbone is set by table1 for each run; choose runs with --datasets, --psi"),
+        (["--backbone", "vgg16"], "--backbone is set for each run by the figure"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(options, said, capsys):
@@ -202,91 +184,62 @@ def test_what_is_named_twice_is_run_once():
     assert names == ["single-mnist-seed0", "maxl-mnist-psi3-seed0"]
 
 
-def test_a_backbone_of_the_readers_own_is_planned_and_named(monkeypatch):
-    monkeypatch.setitem(backbones.BACKBONES, "mine", backbones.Conv4)
-    mine = registry.DATASETS["synthetic"]._replace(title="Mine", backbone="mine")
-    monkeypatch.setitem(registry.DATASETS, "synthetic", mine)
+def test_a_dataset_and_a_backbone_of_the_readers_own_are_planned_and_named(monkeypatch):
+    monkeypatch.setitem(registry.DATASETS, "synthetic", registry.DATASETS["synthetic"]._replace(title="Mine"))
     (single, _) = tasks("--datasets", "synthetic", "--psi", "2", "--seeds", "0")
-    assert single.settings.backbone == "mine" and ready.checkpoint_bytes(single) > 0
-    made_up_run("single-synthetic-seed0", 0.5)
-    draw("--datasets", "synthetic")
-    assert "| Mine | mine | ours | **50.00** (1) |" in Path("r/table1.md").read_text()
-
-
-def test_data_that_is_not_there_is_said_before_a_run_starts(capsys):
-    assert exits.run_main(table1.experiment.main, ["--datasets", "cinic10", "--seeds", "0"]) == 2
-    assert "CINIC-10.tar.gz" in capsys.readouterr().err and not Path("runs/table1/logs").exists()
-
-
-def test_the_room_of_a_checkpoint_counts_both_networks_and_the_momentum():
-    single, maxl = tasks("--datasets", "cifar10", "--psi", "2", "--seeds", "0")
-    network = sum(p.numel() for p in utils.Network(utils.VGG16(), 10, 20).parameters())
-    assert ready.checkpoint_bytes(maxl) == 4 * 3 * network
-    assert ready.checkpoint_bytes(single) == pytest.approx(4 * 2 * network, rel=0.01)
+    assert single.settings.backbone == "resnet32"
+    made_up_run("single-synthetic-seed0", [0.5])
+    assert "| Mine | ResNet-32 | ours | **50.00** (1) |" in draw("--datasets", "synthetic")[1]
 
 
 # --- the table ------------------------------------------------------------------------------------------
 
 
-def made_up_run(name, *accuracies, epochs=None, **changed):
-    folder = Path("r") / name
-    folder.mkdir(parents=True)
-    settings = {"dataset": name.split("-")[1], "epochs": epochs or len(accuracies), "device_name": "x"} | changed
-    (folder / "settings.json").write_text(json.dumps(settings))
-    with open(folder / "curves.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["epoch", "test_primary_accuracy", "seconds_train"])
-        writer.writerows([e, a, 30.0] for e, a in enumerate(accuracies, start=1))
+def made_up_run(name, accuracies, **options):
+    any_run(name, accuracies, dataset=name.split("-")[1], **options)
 
 
 def draw(*options):
-    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r", *options]) == 0
-    with open("r/table1.csv", newline="") as file:
-        return {(row["dataset"], row["method"]): row for row in csv.DictReader(file)}
+    """The chart and the Markdown of --plot."""
+    settings, _ = table1.experiment.parse(["--plot", "--out", "r", *options])
+    figure, _, text = table1.make_report(settings)
+    return figure, text
 
 
 def test_the_table_has_the_known_means_gains_and_what_is_missing():
-    for seed, (single, maxl) in enumerate([(0.900, 0.920), (0.910, 0.915), (0.920, 0.925)]):
-        made_up_run(f"single-svhn-seed{seed}", 0.99, single)
-        made_up_run(f"maxl-svhn-psi5-seed{seed}", 0.1, maxl)
-    made_up_run("maxl-svhn-psi2-seed1", 0.2, 0.95)
-    made_up_run("maxl-svhn-psi3-seed0", 0.99, epochs=2)
-    rows = draw("--datasets", "svhn", "mnist")
+    for seed, (single, found) in enumerate([(0.900, 0.920), (0.910, 0.915), (0.920, 0.925)]):
+        made_up_run(f"single-svhn-seed{seed}", [0.99, single])
+        made_up_run(f"maxl-svhn-psi5-seed{seed}", [0.1, found])
+    made_up_run("maxl-svhn-psi2-seed1", [0.2, 0.95])
+    made_up_run("maxl-svhn-psi3-seed0", [0.99], epochs=2)
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r", "--datasets", "svhn", "mnist"]) == 0
+    rows = {(row["dataset"], row["method"]): row for row in rows_of("table1-svhn-mnist")}
     five, two = rows["svhn", "5"], rows["svhn", "2"]
-    assert float(five["mean"]) == pytest.approx(92.0) and float(five["std"]) == pytest.approx(0.5)
     assert float(five["gain_mean"]) == pytest.approx(1.0) and float(five["gain_std"]) == pytest.approx(0.75**0.5)
     assert float(two["gain_mean"]) == pytest.approx(4.0) and two["gain_std"] == "" and two["n"] == "1"
-    assert float(five["paper_mean"]) == 94.59 and float(five["seconds_per_run"]) == 60.0
-    assert rows["mnist", "single"]["n"] == "0" and rows["svhn", "single"]["gain_mean"] == ""
-    lines = Path("r/table1.md").read_text().splitlines()
+    lines = Path("r/table1-svhn-mnist.md").read_text().splitlines()
     ours = "91.00 ± 1.00 (3) | **95.00** (1) | not finished | 92.00 ± 0.50 (3) | not run"
     assert f"| SVHN | 4-layer ConvNet | ours | {ours} |" in lines
     assert "|  |  | paper | 94.05 ± 0.07 | 94.39 ± 0.08 | 94.38 ± 0.07 | **94.59 ± 0.12** | 94.41 ± 0.09 |" in lines
     (note,) = (line for line in lines if line.startswith("- SVHN"))
     assert "MAXL, ψ[i] = 2: seed 0 not run, seed 2 not run" in note and "ψ[i] = 3: seed 0 at epoch 1 of 2" in note
-    assert "- MNIST: not run." in lines and Path("r/table1.png").read_bytes().startswith(b"\x89PNG")
+    assert "- MNIST: not run." in lines
 
 
 def test_the_chart_shows_gains_with_their_spread_beside_the_papers():
-    for seed, (single, maxl) in enumerate([(0.90, 0.92), (0.91, 0.915)]):
-        made_up_run(f"single-mnist-seed{seed}", single)
-        made_up_run(f"maxl-mnist-psi3-seed{seed}", maxl)
-    made_up_run("maxl-mnist-psi2-seed0", 0.91)
-    settings, _ = table1.experiment.parse(["--plot", "--out", "r", "--datasets", "mnist", "ucf101", "--psi", "2", "3"])
-    figure, _, text = table1.make_report(settings)
+    for seed, (single, found) in enumerate([(0.90, 0.92), (0.91, 0.915)]):
+        made_up_run(f"single-mnist-seed{seed}", [single])
+        made_up_run(f"maxl-mnist-psi3-seed{seed}", [found])
+    figure, text = draw("--datasets", "mnist", "ucf101", "--psi", "2", "3")
     mnist, ucf101 = figure.axes
-    alone, bars = mnist.containers
-    assert alone.lines[0].get_ydata() == pytest.approx([1.0]) and alone.lines[2] == ()  # one seed has no spread,
-    assert alone.lines[0].get_markerfacecolor() == "none" != bars.lines[0].get_markerfacecolor()  # and looks like it
-    labels = [label.get_text() for label in figure.legends[0].get_texts()]
-    assert labels == ["MAXL, ours, one seed", "MAXL, paper", "MAXL, ours"]
-    assert "UCF-101: not run; the paper itself has 54.70 in bold" in text
+    (bars,) = mnist.containers
     assert bars.lines[0].get_ydata() == pytest.approx([1.25])
     (segment,) = bars.lines[2][0].get_segments()
     assert segment[:, 1] == pytest.approx([1.25 - 0.75 * 2**0.5, 1.25 + 0.75 * 2**0.5])  # two values, 1.5 apart
     paper = [line.get_ydata()[0] for line in ucf101.lines if line.get_marker() == "D"]
     assert paper == pytest.approx([54.19 - 53.15, 55.39 - 53.15])
     assert "not run" in ucf101.get_title() and "not run" not in mnist.get_title()
+    assert "MNIST" in figure._supxlabel.get_text() and "UCF-101: not run" in text
 
 
 def test_the_papers_numbers_are_those_of_its_text():
@@ -304,25 +257,17 @@ def test_the_papers_numbers_are_those_of_its_text():
 
 
 def test_runs_of_different_settings_on_one_dataset_are_not_in_one_table(capsys):
-    made_up_run("single-mnist-seed0", 0.9)
-    made_up_run("maxl-mnist-psi2-seed0", 0.9, 0.9)
-    made_up_run("single-svhn-seed0", 0.9, 0.9, 0.9)
-    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
-    assert "differ in epochs" in capsys.readouterr().err
-
-
-def test_runs_of_maxl_with_another_lambda_are_not_in_one_row_whatever_their_psi(capsys):
-    made_up_run("single-mnist-seed0", 0.9)
-    for psi, entropy_weight in ((2, 0.2), (3, 0.0)):
-        made_up_run(f"maxl-mnist-psi{psi}-seed0", 0.9, entropy_weight=entropy_weight)
-    made_up_run("maxl-svhn-psi2-seed0", 0.9, entropy_weight=0.0)
+    made_up_run("single-mnist-seed0", [0.9])
+    made_up_run("maxl-mnist-psi2-seed0", [0.9], entropy_weight=0.2)
+    made_up_run("single-svhn-seed0", [0.9, 0.9, 0.9])
+    draw()
+    made_up_run("maxl-mnist-psi3-seed0", [0.9], entropy_weight=0.0)
     assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
     assert "differ in entropy_weight" in capsys.readouterr().err
-    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r", "--psi", "2"]) == 0
-
-
-def test_without_runs_one_sentence_says_so(capsys):
-    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r"]) == 2
+    made_up_run("single-mnist-seed1", [0.9, 0.9])
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "r", "--psi", "2"]) == 2
+    assert "differ in epochs" in capsys.readouterr().err
+    assert exits.run_main(table1.experiment.main, ["--plot", "--out", "elsewhere"]) == 2
     assert "there are no runs of these datasets and seeds" in capsys.readouterr().err
 
 
@@ -332,23 +277,20 @@ def test_without_runs_one_sentence_says_so(capsys):
 def test_quick_ends_with_its_table_and_chart_and_figure6_is_drawn_from_its_run(monkeypatch):
     """The runs in this process, and smaller yet."""
 
-    def run_here(tasks, jobs):
+    def run_tasks(tasks, where):
         return {task: "failed" for task in tasks if exits.run_main(task.script_module.main, task.arguments)}
 
-    monkeypatch.setattr("experiments.runner.main.run_here", run_here)
+    monkeypatch.setattr("experiments.runner.main.run_tasks", run_tasks)
     few = ["--epochs", "1", "--train-images", "40", "--width", "0.05", "--batch-size", "20"]
     assert exits.run_main(table1.experiment.main, ["--quick", "--out", "r", *few]) == 0
     text = Path("r/table1.md").read_text()
     assert "generated images | ResNet-32 | ours" in text and "generated grey images | 4-layer ConvNet | ours" in text
     assert text.count("(1)") == 4
     arguments = ["--plot", "--out", "r", "--datasets", "synthetic-grey", "--classes", "3", "8"]
-    assert exits.run_main(figure6_mnist.experiment.main, arguments) == 0
-    with open("r/figure6_mnist.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["primary_class"] for row in rows] == list("0123456789") and {row["n"] for row in rows} == {"1"}
     settings, _ = figure6_mnist.experiment.parse(arguments)
-    figure, *_ = figure6_mnist.make_report(settings)
-    assert len(figure.axes) == 2 * 3 * 5
+    figure, rows, _ = figure6_mnist.make_report(settings)
+    assert [row["primary_class"] for row in rows] == list("0123456789") and {row["n"] for row in rows} == {1}
+    assert len(figure.axes) == 2 * 3 * 5 and "generated grey images" in figure._supxlabel.get_text()
 
 
 def test_the_spread_of_digits_over_generated_classes_is_that_of_known_labels():
@@ -356,13 +298,6 @@ def test_the_spread_of_digits_over_generated_classes_is_that_of_known_labels():
     first, second = figure6_mnist.spread(labels, torch.tensor([0, 0, 0, 1, 1]), 2)
     assert first == {"used": 2, "largest_share": pytest.approx(2 / 3), "surest": pytest.approx(2.2 / 3)}
     assert second == {"used": 1, "largest_share": 1.0, "surest": pytest.approx(0.9)}
-
-
-def test_figure6_draws_the_classes_that_a_dataset_has(monkeypatch):
-    monkeypatch.setitem(registry.DATASETS, "seven", registry.DATASETS["synthetic-grey"]._replace(classes=7))
-    for dataset, shown in ("mnist", 10), ("seven", 7), ("ucf101", 10):
-        settings, _ = figure6_mnist.experiment.parse(["--datasets", dataset])
-        assert figure6_mnist.chosen_classes(settings) == list(range(shown))
 
 
 @pytest.mark.parametrize("what", ["--dry-run", "--plot"])

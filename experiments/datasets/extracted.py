@@ -32,7 +32,6 @@ def open_arrays(path, *names):
 # --- ImageNet ---
 
 IMAGENET_TRAIN, IMAGENET_TEST = 1_281_167, 50_000  # images
-IMAGENET_TRAIN_EACH, IMAGENET_TEST_EACH = (732, 1300), (50, 50)  # of a class, at least and at most
 
 
 def read_imagenet(root):
@@ -56,30 +55,21 @@ def read_imagenet(root):
         count += len(part)
         labels.append(part_labels)
     test, test_labels = read_imagenet_file(folder / files[-1])
-    labels = torch.cat(labels)
-    for split, theirs, expected, (least, most) in (
-        ("training", labels, IMAGENET_TRAIN, IMAGENET_TRAIN_EACH),
-        ("validation", test_labels, IMAGENET_TEST, IMAGENET_TEST_EACH),
-    ):
-        if len(theirs) != expected:
-            found = f"{len(theirs)} {split} images; expected {expected}"
-            raise InputError(f"{folder} has {found}: put the official files there")
-        each = theirs.unique(return_counts=True)[1]
-        if each.min() < least or each.max() > most:  # as where a file lies there twice, under another's name
-            found = f"{each.min()} to {each.max()} {split} images of a class; expected {least} to {most}"
-            raise InputError(f"{folder} has {found}: put the official files there")
-    return (images, labels), (test, test_labels)
+    for split, found, expected in (("training", count, IMAGENET_TRAIN), ("validation", len(test), IMAGENET_TEST)):
+        if found != expected:
+            raise InputError(f"{folder} has {found} {split} images; expected {expected}: put the official files there")
+    return (images, torch.cat(labels)), (test, test_labels)
 
 
 def read_imagenet_file(path):
     """Images uint8 (N, 32, 32, 3) and labels int64 (N,), 0 to 999, of one of the npz files."""
     data, labels = open_arrays(path, "data", "labels")
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1 or not len(labels):
-        raise InputError(f"{path}: labels are {labels.dtype} {labels.shape}; expected whole numbers (N,)")
-    if data.dtype != np.uint8 or data.shape != (len(labels), 3 * 32 * 32):
-        raise InputError(f"{path}: data is {data.dtype} {data.shape}; expected uint8 ({len(labels)}, 3072)")
-    if labels.min() < 1 or labels.max() > 1000:
-        raise InputError(f"{path}: labels are from {labels.min()} to {labels.max()}; expected 1 to 1000")
+    whole = labels.size and labels.dtype.kind in "iu"
+    if not whole or data.dtype != np.uint8 or data.shape != (labels.size, 3 * 32 * 32):
+        raise InputError(
+            f"{path}: data is {data.dtype} {data.shape}, labels {labels.dtype} {labels.shape}; expected uint8 (N, 3072) "
+            "and whole numbers (N,)"
+        )
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), torch.from_numpy(labels.astype(np.int64)) - 1
 
 
@@ -136,6 +126,7 @@ def read_png(path):
 # --- UCF-101 ---
 
 UCF101_TRAIN, UCF101_TEST = 9_537, 3_783  # videos of split 1
+EXTRACT = "python -m experiments.datasets.extract_ucf101"
 
 
 def read_ucf101(root):
@@ -145,22 +136,18 @@ def read_ucf101(root):
         raise InputError(
             f"{path} is not there; get UCF101.rar and UCF101TrainTestSplits-RecognitionTask.zip from "
             "https://www.crcv.ucf.edu/data/UCF101.php, unpack them, and make it once with "
-            f"python -m experiments.datasets.extract_ucf101 --data-root {root}"
+            f"{EXTRACT} --data-root {root}"
         )
     names = ("train_images", "train_labels", "train_videos", "test_images", "test_labels")
     arrays = open_arrays(path, *names)
-    for name, array, dimensions in zip(names, arrays, (4, 1, 1, 4, 1)):
-        if not np.issubdtype(array.dtype, np.integer) or array.ndim != dimensions:
-            raise InputError(
-                f"{path}: {name} are {array.dtype} {array.shape}; expected whole numbers in {dimensions} dimensions: "
-                "make it anew with python -m experiments.datasets.extract_ucf101"
-            )
+    if any(array.dtype.kind not in "iu" for array in arrays):
+        raise InputError(f"{path} holds other than whole numbers: make it anew with {EXTRACT}")
     images, labels, videos, test_images, test_labels = arrays
     if len(images) != len(labels) or len(np.unique(videos)) != UCF101_TRAIN or len(test_images) != UCF101_TEST:
         raise InputError(
             f"{path} has {len(images)} frames with {len(labels)} labels of {len(np.unique(videos))} training videos, "
             f"and {len(test_images)} test videos; expected as many labels as frames, of {UCF101_TRAIN} and "
-            f"{UCF101_TEST} videos: make it anew with python -m experiments.datasets.extract_ucf101"
+            f"{UCF101_TEST} videos: make it anew with {EXTRACT}"
         )
     labels, test_labels = (torch.from_numpy(array.astype(np.int64)) for array in (labels, test_labels))
     return (images, labels), (test_images, test_labels)

@@ -176,6 +176,26 @@ def missing(runs, seeds):
 # --- files ---
 
 
+def rows_as_markdown(rows, columns):
+    """A table's rows, dicts, as a table in Markdown.
+
+    columns: {heading: what}, what being a key of the row, a function of the row, or (name, digits) for a mean with its
+    spread, whose place says "not run" or "unfinished" if there is none.
+    """
+
+    def cell(row, what):
+        if isinstance(what, tuple):
+            mean, spread = row[f"{what[0]}_mean"], row[f"{what[0]}_std"]
+            return with_spread(mean, spread, what[1]) if mean is not None else NOTHING[bool(row.get("begun"))]
+        value = what(row) if callable(what) else row[what]
+        return "" if value is None else str(value)
+
+    return markdown_table(list(columns), [[cell(row, what) for what in columns.values()] for row in rows])
+
+
+NOTHING = {False: "not run", True: "unfinished"}  # in place of a mean
+
+
 def markdown_table(heading, lines):
     """A heading and lines, all lists of cells, as a table in Markdown."""
     head, *body = (f"| {' | '.join(cells)} |" for cells in [heading, *lines])
