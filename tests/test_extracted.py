@@ -27,8 +27,6 @@ def imagenet(monkeypatch):
         np.savez(folder / f"{name}.npz", data=data, labels=labels, mean=data.mean(axis=0))
     monkeypatch.setattr(extracted, "IMAGENET_TRAIN", 1000)
     monkeypatch.setattr(extracted, "IMAGENET_TEST", 100)
-    monkeypatch.setattr(extracted, "IMAGENET_TRAIN_EACH", (10, 10))
-    monkeypatch.setattr(extracted, "IMAGENET_TEST_EACH", (1, 1))
     monkeypatch.setitem(registry.DATASETS, "imagenet32", registry.DATASETS["imagenet32"]._replace(classes=100))
     return arrays
 
@@ -52,11 +50,6 @@ def cut_short(name):
     path.write_bytes(path.read_bytes()[:5000])
 
 
-def npy_in_the_place_of(name):
-    with open(f"dataset/ImageNet32/{name}.npz", "wb") as file:
-        np.save(file, PIXELS)
-
-
 def flip(name, mark, behind):
     """Another byte some way behind a mark of the file."""
     path = Path(f"dataset/ImageNet32/{name}.npz")
@@ -75,32 +68,16 @@ LABELS = np.arange(100) + 1
         (lambda: cut_short("train_data_batch_3"), "train_data_batch_3.npz cannot be read"),
         (lambda: Path("dataset/ImageNet32/val_data.npz").unlink(), "lacks val_data.npz; get"),
         (lambda: imagenet_file("val_data", data=PIXELS), "val_data.npz cannot be read"),
-        (lambda: npy_in_the_place_of("val_data"), "val_data.npz cannot be read"),
-        (lambda: flip("val_data", b"PK\x01\x02", 10), "val_data.npz cannot be read"),  # the way of compression
         (lambda: flip("val_data", b"PK", 5000), "val_data.npz cannot be read"),
-        (lambda: imagenet_file("val_data", data=PIXELS, labels=7), "labels are int64 (); expected whole numbers (N,)"),
-        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS[:, None]), "labels are int64 (100, 1)"),
-        (lambda: imagenet_file("val_data", data=PIXELS[:0], labels=LABELS[:0]), "labels are int64 (0,)"),
-        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.astype(str)), "expected whole numbers (N,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=7), "labels int64 (); expected uint8 (N, 3072)"),
+        (lambda: imagenet_file("val_data", data=PIXELS[:0], labels=LABELS[:0]), "labels int64 (0,)"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.astype(str)), "and whole numbers (N,)"),
         (lambda: imagenet_file("val_data", data=PIXELS.astype(float), labels=LABELS), "data is float64 (100, 3072)"),
-        (lambda: imagenet_file("val_data", data=PIXELS[:, :9], labels=LABELS), "data is uint8 (100, 9); expected"),
-        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS - 1), "from 0 to 99; expected 1 to 1000"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS - 1), "of 100 classes, -1 to 98; expected int64"),
         (lambda: imagenet_file("val_data", data=PIXELS[1:], labels=LABELS[1:]), "99 validation images; expected 100"),
-        (
-            lambda: imagenet_file("train_data_batch_9", data=PIXELS[1:], labels=LABELS[1:]),
-            "999 training images; expected 1000",
-        ),
         (
             lambda: imagenet_file("train_data_batch_9", data=PIXELS.repeat(3, 0), labels=LABELS.repeat(3)),
             "1200 training images; expected 1000",
-        ),
-        (
-            lambda: imagenet_file("train_data_batch_9", data=PIXELS, labels=LABELS.clip(2)),
-            "9 to 11 training images of a class; expected 10 to 10",
-        ),
-        (
-            lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.clip(2)),
-            "1 to 2 validation images of a class; expected 1 to 1",
         ),
     ],
 )
@@ -153,7 +130,6 @@ def invert_a_byte(path, place):
     [
         (lambda folder: (folder / "n1-3.png").unlink(), "cat has 2 images; expected 3: unpack"),
         (lambda folder: (folder / "n1-3.png").write_bytes(b"no image"), "n1-3.png is damaged"),
-        (lambda folder: (folder / "n1-3.png").write_bytes((folder / "n1-3.png").read_bytes()[:60]), "is damaged"),
         (lambda folder: invert_a_byte(folder / "n1-3.png", -20), "n1-3.png is damaged"),  # of the last checksum
         (lambda folder: Image.new("RGB", (32, 31)).save(folder / "n1-3.png"), "has 32x31 pixels; expected 32x32"),
     ],
@@ -236,9 +212,7 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1
     write_lists(train="Archery/a.avi one\n")
     refused("the lists in lists are not UCF-101's")
     write_lists(train="Archery/a.avi 2\n")
-    refused("Archery/a.avi is not of a class that classInd.txt has, or of another than its number")
-    write_lists(classes="1 Archery\n3 Biking\n", train="Archery/a.avi 1\n")
-    refused("does not number its classes from 1")
+    refused("the lists in lists are not UCF-101's")
     write_lists(test="")
     refused("have 2 and 0 videos; expected 2 and 1, those of split 1")
     write_lists()
@@ -265,8 +239,7 @@ def test_without_av_one_sentence_says_so(monkeypatch, capsys):
     [
         ({}, "has 3 frames with 3 labels of 1 training videos, and 3 test videos; expected as many labels as frames"),
         ({"train_labels": np.zeros(2, np.int64)}, "has 3 frames with 2 labels"),
-        ({"test_labels": np.array(["a"] * 3)}, "test_labels are <U1 (3,); expected whole numbers in 1 dimensions"),
-        ({"train_images": np.uint8(0)}, "train_images are uint8 (); expected whole numbers in 4 dimensions"),
+        ({"test_labels": np.array(["a"] * 3)}, "holds other than whole numbers"),
     ],
 )
 def test_another_files_frames_are_refused(changed, said):

@@ -64,7 +64,8 @@ def read_imagenet(root):
 def read_imagenet_file(path):
     """Images uint8 (N, 32, 32, 3) and labels int64 (N,), 0 to 999, of one of the npz files."""
     data, labels = open_arrays(path, "data", "labels")
-    if data.dtype != np.uint8 or data.shape != (labels.size, 3 * 32 * 32) or labels.dtype.kind not in "iu":
+    whole = labels.size and labels.dtype.kind in "iu"
+    if not whole or data.dtype != np.uint8 or data.shape != (labels.size, 3 * 32 * 32):
         raise InputError(
             f"{path}: data is {data.dtype} {data.shape}, labels {labels.dtype} {labels.shape}; expected uint8 (N, 3072) "
             "and whole numbers (N,)"
