@@ -82,7 +82,7 @@ def test_a_single_pair_is_shown_once_more_from_the_middle_on():
     whole, half = figure.axes
     assert [line.get_xydata().tolist() for line in whole.lines] == [line.get_xydata().tolist() for line in half.lines]
     assert half.get_xlim() == (3, 5) and half.get_ylim() == pytest.approx((30 - 4, 70 + 4))
-    assert half.get_title() == "epoch 3 to 5"
+    assert half.get_title() == "epochs 3 to 5"
     figure, _ = draw(figure3, "--pairs", "3-10", "3-20", "--seeds", "0")
     assert len(figure.axes) == 2 and all(len(axes.lines) > 0 for axes in figure.axes), "Single stands in both"
 
@@ -101,6 +101,7 @@ def test_the_papers_numbers_are_table_3s():
     ("maxl-3-10-seed1", {"entropy_weight": 5.0}),
     ("maxl-3-10-seed1", {"test_statistics": "running"}),
     ("kmeans-3-10-seed1", {"forget": 0.5}),
+    ("human-3-10-seed0", {"width": 0.25}),  # of another method
 ])  # fmt: skip
 def test_runs_of_different_settings_are_not_drawn_together(name, other, capsys):
     of_maxl = {"label_learning_rate": 0.001, "entropy_weight": 0.2, "test_statistics": "settled"}
