@@ -6,19 +6,17 @@ By itself it refuses to be read, but takes part in many an operation with a CPU 
 import pytest
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
-from test_meta_gradient import NoRun, batch, networks
+from reference import networks
+from test_meta_gradient import NoRun
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import create_dataset
+import maxl
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
 import utils
-from experiments.methods import kmeans as model_vgg_kmeans
-from experiments.methods import random_labels as model_vgg_random
-from harness.acceleration import Acceleration
 from harness.run import Meter
 
 META = torch.device("meta")
@@ -88,6 +86,26 @@ def on_device(*values):
     return "device" in found and "cpu" not in found
 
 
+THERE, HERE = torch.empty(4, 3, device=META), torch.ones(4, 3)
+LEAVING = {
+    "item": lambda: THERE.sum().item(),
+    "cpu": lambda: THERE.cpu(),
+    "sum with a CPU tensor": lambda: THERE + HERE,
+    "index on the CPU": lambda: THERE[torch.arange(3)],
+    "copy of a CPU tensor": lambda: HERE.to(META),
+    "new CPU tensor": lambda: torch.zeros(3),
+}
+
+
+@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
+def test_the_check_itself_sees_what_leaves_the_device(leave):
+    with OnDevice(), pytest.raises(LeftTheDevice):
+        leave()
+
+
+# --- batches, steps, whole passes -----------------------------------------------------------------
+
+
 def optimizers(*modules):
     return [torch.optim.SGD(module.parameters(), lr=0.01, weight_decay=5e-4) for module in modules]
 
@@ -95,14 +113,13 @@ def optimizers(*modules):
 @pytest.fixture(scope="module", autouse=True)
 def set_up_once():
     """What is set up in the first step of a process may be the host's work."""
-    model_vgg_maxl.meta_gradient(*networks(PSI), *batch(len(PSI)), 0.01)
+    maxl.load_forward_mode()
 
 
 @pytest.fixture
 def parts():
-    """Multi-task network and label generator, placed as the scripts place them, and their optimizers."""
-    place = Acceleration(META).place
-    modules = [place(module) for module in networks(PSI, dtype=torch.float32)]
+    """Multi-task network and label generator on the device, and their optimizers."""
+    modules = [module.to(META) for module in networks(PSI, dtype=torch.float32)]
     return *modules, *optimizers(*modules)
 
 
@@ -126,62 +143,8 @@ def batches():
     return train_batches(make_split(META))
 
 
-# --- what is refused ------------------------------------------------------------------------------
-
-THERE, HERE = torch.empty(4, 3, device=META), torch.ones(4, 3)
-INDEX, MASK = torch.arange(3), torch.ones(4, dtype=torch.bool)
-LEAVING = {
-    "item": lambda: THERE.sum().item(),
-    "float": lambda: float(THERE.sum()),
-    "if": lambda: 1 if (THERE > 0).all() else 0,
-    "tolist": lambda: THERE.tolist(),
-    "cpu": lambda: THERE.cpu(),
-    "to": lambda: THERE.to("cpu", torch.float64),
-    "sum with a CPU tensor": lambda: THERE + HERE,
-    "product with a CPU tensor": lambda: THERE.T @ HERE,
-    "weights on the CPU": lambda: F.linear(THERE, HERE),
-    "index on the CPU": lambda: THERE[INDEX],
-    "mask on the CPU": lambda: THERE[MASK],
-    "gather by an index on the CPU": lambda: THERE.gather(1, INDEX[:, None]),
-    "table on the CPU": lambda: HERE[torch.empty(2, dtype=torch.int64, device=META)],
-    "assignment of a CPU tensor": lambda: THERE.copy_(HERE),
-    "copy of a CPU tensor": lambda: HERE.to(META),
-    "copy of a number": lambda: torch.tensor(1.0).to(META),
-    "list of numbers": lambda: torch.tensor([1.0, 2.0], device=META),
-    "new CPU tensor": lambda: torch.zeros(3),
-    "work on the CPU": lambda: HERE.sum(),
-}
-
-
-@pytest.mark.parametrize("leave", LEAVING.values(), ids=LEAVING)
-def test_reads_copies_and_tensors_left_on_the_cpu_are_refused(leave):
-    if leave is LEAVING["list of numbers"] and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
-        pytest.skip("this torch (seen in 2.3) copies the numbers before a dispatch mode can see it")
-    with OnDevice(), pytest.raises(LeftTheDevice):
-        leave()
-
-
-@pytest.mark.parametrize("wait", [lambda: THERE.nonzero(), lambda: torch.equal(THERE, THERE), lambda: THERE.unique()])
-def test_the_meta_device_itself_refuses_what_has_to_be_looked_at(wait):
-    with OnDevice(), pytest.raises(NotImplementedError):
-        wait()
-
-
-def test_work_on_the_device_numbers_and_so_many_reads_are_let_pass():
-    with OnDevice(reads=2) as device:
-        x = torch.where(THERE[THERE.argmax(dim=0)] > 0.5, torch.zeros(3, device=META), torch.tensor(1.0))
-        x.index_fill_(0, torch.zeros(2, dtype=torch.int64, device=META), True)
-        assert x.device == META and x.sum().item() == 0.0 and (x > 0).tolist() == [[False] * 3] * 3
-        assert device.reads == 0
-        with pytest.raises(LeftTheDevice):
-            x.sum().item()
-    with OnDevice(loading=True):
-        assert torch.randperm(3).to(META).device == META
-        with pytest.raises(LeftTheDevice):
-            THERE[torch.randperm(3)]
-
-
-# --- batches --------------------------------------------------------------------------------------
+def meter():
+    return Meter(NoRun(), "train")
 
 
 def test_batches_are_made_on_the_device_and_only_a_pass_as_a_whole_is_drawn_on_the_host():
@@ -195,120 +158,44 @@ def test_batches_are_made_on_the_device_and_only_a_pass_as_a_whole_is_drawn_on_t
         assert on_device(images, labels) and images.shape[1:] == (3, 32, 32) and labels.shape[1:] == (4,)
 
 
-# --- steps ----------------------------------------------------------------------------------------
-
-
-def test_the_step_of_single_stays_on_the_device(batches):
-    network = Acceleration(META).place(utils.Network(utils.VGG16(1 / 16), 3))
-    (optimizer,) = optimizers(network)
-    with OnDevice():
-        for images, labels in batches[:2]:
-            metrics = model_vgg_single.single_step(network, optimizer, images, labels[:, LEVEL])
-    assert on_device(network, optimizer, metrics)
-
-
-@pytest.mark.parametrize("cosine", [False, True])
-def test_the_step_of_human_stays_on_the_device(cosine, parts, batches):
-    network, _, optimizer, _ = parts
-    auxiliary_labels = model_vgg_human.TrueLabels(1)
-    with OnDevice():
-        for images, labels in batches[:2]:
-            primary, auxiliary = labels[:, LEVEL], auxiliary_labels(images, labels)
-            metrics = utils.multi_task_step(network, optimizer, images, primary, auxiliary, cosine=cosine)
-    assert on_device(network, optimizer, metrics) and ("cosine_similarity" in metrics) == cosine
-
-
-@pytest.mark.parametrize("cosine", [False, True])
-def test_maxls_first_pass_stays_on_the_device(cosine, parts, batches):
-    network, label_generator, optimizer, _ = parts
-    with OnDevice():
-        for images, labels in batches[:2]:
-            primary = labels[:, LEVEL]
-            metrics, largest = model_vgg_maxl.auxiliary_training_step(
-                network, label_generator, optimizer, images, primary, cosine=cosine
-            )
-    assert on_device(network, label_generator, optimizer, metrics, largest)
-
-
-@pytest.mark.parametrize("method", model_vgg_maxl.META_GRADIENTS)
-def test_maxls_second_pass_stays_on_the_device(method, parts, batches):
-    with OnDevice():
-        for images, labels in batches[:2]:
-            metrics = model_vgg_maxl.meta_training_step(*parts, images, labels[:, LEVEL], method=method)
-    assert on_device(*parts, metrics)
-
-
-def random_labels(split):
-    """As the script makes them, but for the drawing, which is the host's and is made before the split is moved."""
-    on_cpu = make_split("cpu", len(split))
-    labels = model_vgg_random.RandomLabels(on_cpu, LEVEL, PSI, seed=0)
-    split.labels = on_cpu.labels.to(META)
-    return labels
-
-
-def cluster_labels(split):
-    """As the script makes them, on the device; what the centroids start from is read from it, as zeros."""
-    settings = model_vgg_kmeans.parse(["--primary-level", str(LEVEL), "--psi", ",".join(map(str, PSI))])
-    labels = model_vgg_kmeans.ClusterLabels(split, settings)
-    with OnDevice(reads=3, loading=True):  # codes, their classes, and which clusters are whose
-        labels.start()
-    return labels
-
-
-@pytest.mark.parametrize("make", [random_labels, cluster_labels])
-def test_labels_of_the_baselines_stay_on_the_device(make):
-    split = make_split(META)
-    auxiliary_labels = make(split)
-    batches = train_batches(split)
-    with OnDevice():
-        labels = [auxiliary_labels(*batch) for batch in batches]
-    assert on_device(labels, *auxiliary_labels.parts.values())
-    assert all(label.shape == (50,) and label.dtype == torch.int64 for label in labels)
-
-
-# --- whole passes ---------------------------------------------------------------------------------
-
-
-def meter():
-    return Meter(NoRun(), "train")
-
-
 def test_a_pass_of_single_is_read_once(batches):
-    network = Acceleration(META).place(utils.Network(utils.VGG16(1 / 16), 3))
+    network = maxl.Network(utils.VGG16(1 / 16), 3).to(META)
     (optimizer,) = optimizers(network)
     with OnDevice(reads=1) as device:
-        row = model_vgg_single.train_epoch(network, optimizer, batches, LEVEL, 2.0, meter())
+        row = model_vgg_single.train_epoch(network, optimizer, batches, LEVEL, maxl.multi_task_loss, meter())
+    assert on_device(network, optimizer)
     assert device.reads == 0 and {type(value) for value in row.values()} == {float}
 
 
-def true_labels(split):
-    return model_vgg_human.TrueLabels(1)
-
-
-@pytest.mark.parametrize("make", [random_labels, cluster_labels, true_labels])
-def test_a_pass_with_given_auxiliary_labels_is_read_once(make, parts):
+def test_a_pass_with_given_auxiliary_labels_is_read_once(parts, batches):
     network, _, optimizer, _ = parts
-    split = make_split(META)
-    auxiliary_labels = make(split)
-    given = train_batches(split), LEVEL, auxiliary_labels, 2.0, meter(), utils.multi_task_step
+    labels = model_vgg_human.TrueLabels(1)
     with OnDevice(reads=1) as device:
-        row = model_vgg_human.train_epoch(network, optimizer, *given, cosine_every=2)
+        row = model_vgg_human.train_epoch(
+            network, optimizer, batches, LEVEL, labels, maxl.multi_task_loss, meter(), cosine_every=2
+        )
+    assert on_device(network, optimizer)
     assert device.reads == 0 and {type(value) for value in row.values()} == {float}
 
 
-def test_maxls_first_pass_is_read_twice_and_its_second_once(parts, batches):
+@pytest.mark.parametrize("method", maxl.META_GRADIENTS)
+def test_maxls_first_pass_is_read_twice_and_its_second_once(method, parts, batches):
     """At their ends: the averages of each, and in the first the share of auxiliary classes that were used."""
     network, label_generator, optimizer, _ = parts
+    loss = maxl.multi_task_loss
     with OnDevice(reads=2) as device:
-        model_vgg_maxl.train_epoch(network, label_generator, optimizer, batches, LEVEL, meter(), cosine_every=2)
+        model_vgg_maxl.train_epoch(
+            network, label_generator, optimizer, batches, LEVEL, loss, meter(), cosine_every=2
+        )  # fmt: skip
     assert device.reads == 0
     with OnDevice(reads=1) as device:
-        model_vgg_maxl.meta_epoch(*parts, batches, LEVEL, meter())
-    assert device.reads == 0
+        model_vgg_maxl.meta_epoch(*parts, batches, LEVEL, loss, meter(), method=method)
+    assert on_device(*parts) and device.reads == 0
 
 
-def test_a_test_is_read_once(parts):
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_a_test_is_read_once(statistics, parts):
     split = make_split(META)
     with OnDevice(reads=1) as device:
-        row = utils.evaluate(parts[0], split, [LEVEL, 1])
+        row = utils.evaluate(parts[0], split, [LEVEL, 1], statistics=statistics)
     assert device.reads == 0 and row["test_auxiliary_loss"] == 0.0
