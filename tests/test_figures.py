@@ -76,15 +76,21 @@ def test_a_band_is_mean_and_spread_over_the_runs_that_got_there():
 
 
 def test_a_single_pair_is_shown_once_more_from_the_middle_on():
-    made_up_run("single-3-seed0", [0.1, 0.2, 0.3, 0.5, 0.4])
-    made_up_run("maxl-3-10-seed0", [0.1, 0.5, 0.6, 0.6, 0.7])
-    figure, _ = draw(figure3, "--pairs", "3-10", "--seeds", "0")
+    made_up_run("human-3-10-seed0", columns=cosines(0.1, 0.2, 0.3, 0.5, 0.4))
+    made_up_run("maxl-3-10-seed0", columns=cosines(0.1, 0.5, 0.6, 0.6, 0.7))
+    figure, _ = draw(figure4, "--pairs", "3-10", "--seeds", "0")
     whole, half = figure.axes
     assert [line.get_xydata().tolist() for line in whole.lines] == [line.get_xydata().tolist() for line in half.lines]
-    assert half.get_xlim() == (3, 5) and half.get_ylim() == pytest.approx((30 - 4, 70 + 4))
+    assert half.get_xlim() == (3, 5) and half.get_ylim() == pytest.approx((0.3 - 0.04, 0.7 + 0.04))
     assert half.get_title() == "epochs 3 to 5"
-    figure, _ = draw(figure3, "--pairs", "3-10", "3-20", "--seeds", "0")
-    assert len(figure.axes) == 2 and all(len(axes.lines) > 0 for axes in figure.axes), "Single stands in both"
+    figure, _ = draw(figure4, "--pairs", "3-10", "3-20", "--seeds", "0")
+    assert len(figure.axes) == 2
+
+
+def test_a_run_of_single_stands_in_every_panel_of_its_level():
+    made_up_run("single-3-seed0", [0.5, 0.6])
+    figure, _ = draw(figure3, "--pairs", "3-10", "3-20", "10-20", "--seeds", "0")
+    assert [len(axes.lines) for axes in figure.axes] == [1, 1, 0]
 
 
 def test_the_papers_numbers_are_table_3s():
