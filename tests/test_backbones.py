@@ -93,7 +93,7 @@ def test_forward_mode_equals_double_backward(name):
     assert_gradients_equal(found["forward-mode"], found["double-backward"], relative=1e-9)
 
 
-SCRIPTS = {method.script: method.options for method in METHODS.values()} | {VARIATIONS["latent"].script: VARIATIONS["latent"].options}
+SCRIPTS = {method.script: method.options for method in [*METHODS.values(), VARIATIONS["latent"]]}
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -54,7 +54,7 @@ def test_pulls_are_those_of_a_double_backward_in_float64(monkeypatch):
     monkeypatch.setattr(create_dataset, "scale", lambda images: images.double() / 255)
     images = torch.randint(256, (20, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     train = create_dataset.Split(images, (torch.arange(20) % 2)[:, None])
-    settings = model_vgg_maxl.parse(["--width", "0.0625", "--psi", "1*18,2,3", "--entropy-weight", "0.7", "--seed", "1"])
+    settings = model_vgg_maxl.parse(["--width", "0.0625", "--entropy-weight", "0.7", "--seed", "1"])
     settings.primary_level, settings.psi, settings.label_weight_decay = 0, [2, 3], 0.01
     networks = [network.double() for network in model_vgg_maxl.make_networks(settings).values()]
     found = label_learning.pulls(trained.Trained(*networks, settings), train, step_length=0.1, seed=5)

@@ -57,7 +57,7 @@ def read_imagenet(root):
     test, test_labels = read_imagenet_file(folder / files[-1])
     for split, found, expected in (("training", count, IMAGENET_TRAIN), ("validation", len(test), IMAGENET_TEST)):
         if found != expected:
-            raise InputError(f"{folder} has {found} {split} images; expected {expected}: put the official files there")
+            raise InputError(f"{folder} has {found} {split} images; expected {expected}: put official files there")
     return (images, torch.cat(labels)), (test, test_labels)
 
 

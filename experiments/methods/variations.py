@@ -94,7 +94,7 @@ def hold_out(train, share, seed):
 
 
 def endless_batches(split, batch_size, generator):
-    """Augmented batches as in training, pass after pass. A split smaller than a batch gives all its images each time."""
+    """Augmented batches as in training, pass after pass; of a split smaller than a batch, all its images."""
     while True:
         yield from split.train_batches(min(batch_size, len(split)), generator)
 

@@ -57,7 +57,7 @@ def enlarge_second_half(axes, over):
     heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
     margin = 0.1 * (max(heights) - min(heights)) or 1.0
     axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
-    axes.set_title(f"{over} {middle:.0f} to {right:.0f}", fontsize=10)
+    axes.set_title(f"{over.replace('epoch', 'epochs')} {middle:.0f} to {right:.0f}", fontsize=10)
 
 
 def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=None):

@@ -71,7 +71,7 @@ class Experiment:
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 
     def tasks(self, settings, options):
-        """The plan, checked; raises InputError for an option that is not for the runs, and for folders of other runs."""
+        """The plan, checked; raises InputError for options that are not for the runs, and folders of others."""
         tasks = check_plan(self.plan(settings, options), options)
         for task in tasks:  # what is wrong is said before anything is started
             task.state()

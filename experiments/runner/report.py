@@ -31,7 +31,7 @@ class RunOnDisk:
         self.finished = len(self.rows) == self.settings.get("epochs")
 
     def column(self, name):
-        """An epoch's value of one column of curves.csv, as a list over the epochs; empty if the run did not write it."""
+        """An epoch's value of one column of curves.csv, as a list over the epochs; empty if no run wrote it."""
         return [row[name] for row in self.rows if name in row]
 
     @functools.cached_property

@@ -159,7 +159,7 @@ def check_plan(tasks, options):
     tasks = list(dict.fromkeys(tasks))
     for option in (option for option in options if option.startswith("--")):
         if name_of(option) in {"resume", "overwrite", "out"}.union(*(task.own_names for task in tasks)):
-            raise InputError(f"{option} is set for each run by the figure; choose its runs with its own options (--help)")
+            raise InputError(f"{option} is set for each run by the figure; choose runs with its own options (--help)")
         if not any(option in task.options for task in tasks):
             raise InputError(f"{option} is a setting of other methods; choose one of them, or leave it out")
     for dataset in dict.fromkeys(task.settings.dataset for task in tasks):
