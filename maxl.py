@@ -193,6 +193,7 @@ def by_forward_mode(total_loss, network, buffers, labels, v):
         ) from error
 
 
+@torch.enable_grad()
 def meta_gradient(
     network, label_generator, optimizer, images, primary,
     entropy_weight=0.2, loss=multi_task_loss, method="forward-mode", judged_on=None,
@@ -269,7 +270,54 @@ def directional_error(directional, gradient, v):
     return (directional - inner(gradient, v)).abs() / norms
 
 
-# --- what keeps the meta-gradient right ---
+# ------------------------------------------------------------------------------------------------
+# Algorithm 1: the two training steps
+# ------------------------------------------------------------------------------------------------
+
+
+def multi_task_step(network, optimizer, images, primary, labels=None, loss=multi_task_loss, compare=None):
+    """One update of θ1 (eq. 2) on given auxiliary labels, integers (B,) or soft float (B, K); without, Single's update.
+
+    compare: called with (network, primary loss, auxiliary loss) before the update; its numbers are returned, too.
+    Returns the step's numbers by name, 0-d tensors.
+    """
+    total, numbers = loss(network, images, primary, labels)
+    compared = compare(network, numbers["primary_loss"], numbers["auxiliary_loss"]) if compare else {}
+    optimizer.zero_grad()
+    total.backward()
+    optimizer.step()
+    return {name: number.detach() for name, number in numbers.items()} | compared
+
+
+def auxiliary_training_step(
+    network, label_generator, optimizer, images, primary, loss=multi_task_loss, compare=None
+):  # fmt: skip
+    """Algorithm 1's auxiliary-training step: one update of θ1 on both tasks (eq. 2), with θ2's labels.
+
+    Returns the step's numbers by name, and each image's largest auxiliary class, int64 (B,).
+    """
+    with torch.no_grad():
+        labels = label_generator(images, primary)
+    numbers = multi_task_step(network, optimizer, images, primary, labels, loss, compare)
+    return numbers | {"label_entropy": torch.special.entr(labels).sum(dim=1).mean()}, labels.argmax(dim=1)
+
+
+def meta_training_step(network, label_generator, optimizer, label_optimizer, images, primary, **options):
+    """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name, 0-d tensors.
+
+    optimizer: the multi-task network's, read for θ1 and α, not stepped. options, returns and errors: `meta_gradient`'s.
+    """
+    with exact_arithmetic(images.device):
+        gradients, numbers = meta_gradient(network, label_generator, optimizer, images, primary, **options)
+    for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
+        parameter.grad = gradient
+    label_optimizer.step()
+    return numbers
+
+
+# ------------------------------------------------------------------------------------------------
+# What keeps the meta-gradient right: refusals, weights swapped in, running statistics, random numbers, precision
+# ------------------------------------------------------------------------------------------------
 
 
 def check_networks(network, label_generator, optimizer):
@@ -391,48 +439,3 @@ def tf32_allowed():
     if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
         return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     return tuple(kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv))
-
-
-# ------------------------------------------------------------------------------------------------
-# Algorithm 1: the two training steps
-# ------------------------------------------------------------------------------------------------
-
-
-def multi_task_step(network, optimizer, images, primary, labels=None, loss=multi_task_loss, compare=None):
-    """One update of θ1 (eq. 2) on given auxiliary labels, integers (B,) or soft float (B, K); without, Single's update.
-
-    compare: called with (network, primary loss, auxiliary loss) before the update; its numbers are returned, too.
-    Returns the step's numbers by name, 0-d tensors.
-    """
-    total, numbers = loss(network, images, primary, labels)
-    compared = compare(network, numbers["primary_loss"], numbers["auxiliary_loss"]) if compare else {}
-    optimizer.zero_grad()
-    total.backward()
-    optimizer.step()
-    return {name: number.detach() for name, number in numbers.items()} | compared
-
-
-def auxiliary_training_step(
-    network, label_generator, optimizer, images, primary, loss=multi_task_loss, compare=None
-):  # fmt: skip
-    """Algorithm 1's auxiliary-training step: one update of θ1 on both tasks (eq. 2), with θ2's labels.
-
-    Returns the step's numbers by name, and each image's largest auxiliary class, int64 (B,).
-    """
-    with torch.no_grad():
-        labels = label_generator(images, primary)
-    numbers = multi_task_step(network, optimizer, images, primary, labels, loss, compare)
-    return numbers | {"label_entropy": torch.special.entr(labels).sum(dim=1).mean()}, labels.argmax(dim=1)
-
-
-def meta_training_step(network, label_generator, optimizer, label_optimizer, images, primary, **options):
-    """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name, 0-d tensors.
-
-    optimizer: the multi-task network's, read for θ1 and α, not stepped. options, returns and errors: `meta_gradient`'s.
-    """
-    with exact_arithmetic(images.device):
-        gradients, numbers = meta_gradient(network, label_generator, optimizer, images, primary, **options)
-    for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
-        parameter.grad = gradient
-    label_optimizer.step()
-    return numbers

@@ -1,33 +1,24 @@
-"""How far gradients in fp32, TF32 and bf16, and a finite difference, are from float64; on a CPU, TF32 is emulated.
+"""How far gradients in fp32, TF32 and bf16, and a finite difference, are from float64's; a CPU emulates TF32.
 
     python -m benchmarks.precision --width 0.25 --train-steps 150 --out results/benchmarks/precision
 
-On one batch of CIFAR-100's images where --data-root has them, else of generated images; at initial weights and after
+On one batch of CIFAR-100's images if --data-root has them, else of generated images; at initial weights and after
 training. Prints a Markdown table; with --out also writes precision.json and precision.md.
 """
 
-import argparse
 import contextlib
 import copy
-import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import create_dataset
-import model_vgg_maxl
-import utils
-from benchmarks import finite_difference
-from benchmarks.step_cost import Bench
-from harness.acceleration import Acceleration, allow_tf32, select_device
-from harness.command_line import Parser
-from harness.exits import InputError, run_main
-from harness.run import environment
-
-STEP_LENGTH = 0.01
-
+import maxl
+from benchmarks.step_cost import Bench, heading, make_parser, parse, report
+from harness.exits import run_main
 
 class RoundedToTF32(TorchDispatchMode):
     """Rounds the inputs of every convolution and matrix product to TF32's 10 bits of mantissa, as a GPU does.
@@ -61,66 +52,91 @@ def tf32(device):
         with RoundedToTF32():
             yield
         return
-    allow_tf32(True, True)
+    maxl.allow_tf32(True, True)
     try:
         yield
     finally:
-        allow_tf32(False, False)
+        maxl.allow_tf32(False, False)
 
 
-def flat(gradients):
-    """All tensors as one vector, float64."""
-    return torch.cat([g.flatten() for g in gradients]).double()
+@contextlib.contextmanager
+def bf16(device):
+    """bf16 autocast, which maxl.meta_gradient refuses; here its check is off."""
+    with mock.patch.object(maxl, "RefuseLowPrecision", contextlib.nullcontext):
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            yield
+
+
+def by_finite_difference(total_loss, network, buffers, labels, v, distance=0.01):
+    """As maxl.by_forward_mode, with D_v L(θ1, y) replaced by (L(θ1 + εv, y) - L(θ1 - εv, y)) / 2ε, as in DARTS.
+
+    distance: ε‖v‖, of the two points from θ1.
+    """
+    theta1 = dict(network.named_parameters())
+    epsilon = distance / torch.stack([direction.norm() for direction in v.values()]).norm()
+
+    def differentiate(network):
+        total = total_loss(network)
+        return torch.autograd.grad(total, labels)[0], total.detach()
+
+    def at(step):
+        weights = {name: theta1[name].detach() + step * direction for name, direction in v.items()}
+        return maxl.with_weights(network, weights, buffers, differentiate)
+
+    return tuple((ahead - behind) / (2 * epsilon) for ahead, behind in zip(at(epsilon), at(-epsilon)))
 
 
 def ordinary(network, generator, images, primary):
     """∇_θ1 (L_pri + L_aux), the gradient of a multi-task step."""
     with torch.no_grad():
         labels = generator(images, primary)
-    primary_logits, auxiliary_logits = network(images)
-    loss = utils.focal_loss(primary_logits, primary) + utils.focal_loss(auxiliary_logits, labels)
-    return torch.autograd.grad(loss, list(network.parameters()))
+    return torch.autograd.grad(maxl.multi_task_loss(network, images, primary, labels)[0], list(network.parameters()))
 
 
 def exact(network, generator, images, primary):
-    """The meta-gradient, forward-mode; the entropy is left out, which no precision spoils."""
-    return model_vgg_maxl.meta_gradient(network, generator, images, primary, STEP_LENGTH, entropy_weight=0.0)[0]
+    """The meta-gradient by forward mode, without the entropy, which no precision spoils."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    return maxl.meta_gradient(network, generator, optimizer, images, primary, entropy_weight=None)[0]
 
 
-def by_difference(network, generator, images, primary):
-    return finite_difference.meta_gradient(network, generator, images, primary, STEP_LENGTH, entropy_weight=0.0)
+def by_difference(*parts):
+    """The meta-gradient by the finite difference."""
+    with mock.patch.object(maxl, "by_forward_mode", by_finite_difference):
+        return exact(*parts)
 
 
 def errors(network, generator, images, primary):
-    """{gradient: {precision: its relative error and its cosine, both to float64's}}, on one batch.
+    """{gradient: {precision: {"relative_error", "cosine"}}}, both to the same gradient in float64, on one batch.
 
     network, generator: in fp32, left as they are. images: (B, 3, 32, 32) float32.
     """
-    device = images.device
-    bf16 = Acceleration(device, "bf16")
-    allow_tf32(False, False)
+    maxl.allow_tf32(False, False)
+    precisions = {"fp32": contextlib.nullcontext, "TF32": tf32, "bf16": bf16}
+    if images.device.type != "cuda":
+        precisions["TF32, emulated"] = precisions.pop("TF32")
 
-    def gradient(function, lower=lambda module: module, dtype=torch.float32):
-        parts = (lower(copy.deepcopy(module).to(dtype)) for module in (network, generator))
-        return flat(function(*parts, images.to(dtype), primary))
+    def gradient(function, dtype=torch.float32):
+        """One float64 vector."""
+        parts = (copy.deepcopy(module).to(dtype) for module in (network, generator))
+        return torch.cat([g.flatten() for g in function(*parts, images.to(dtype), primary)]).double()
 
-    def compare(function, others):
-        reference = gradient(function, dtype=torch.float64)
-        found = {"fp32": gradient(function), "bf16": gradient(function, bf16.lower)} | others
-        with tf32(device):
-            found["TF32" if device.type == "cuda" else "TF32, emulated"] = gradient(function)
+    def compare(function):
+        found = {}
+        for name, precision in precisions.items():
+            with precision(images.device):
+                found[name] = gradient(function)
+        if function is exact:
+            found["fp32, finite difference"] = gradient(by_difference)
+        reference = gradient(function, torch.float64)
         return {
             name: {
                 "relative_error": ((other - reference).norm() / reference.norm()).item(),
                 "cosine": torch.cosine_similarity(reference, other, dim=0).item(),
             }
-            for name, other in sorted(found.items(), key=lambda item: item[0].lower(), reverse=True)
+            for name, other in found.items()
         }
 
-    return {
-        "meta-gradient": compare(exact, {"fp32, finite-difference": gradient(by_difference)}),
-        "gradient of a multi-task step": compare(ordinary, {}),
-    }
+    return {"meta-gradient": compare(exact), "gradient of a multi-task step": compare(ordinary)}
 
 
 def errors_before_and_after(bench, split, level, steps):
@@ -133,15 +149,14 @@ def errors_before_and_after(bench, split, level, steps):
     def batches():
         while True:
             for images, labels in split.train_batches(bench.batch_size, generator):
-                yield images, labels[:, level].contiguous()
+                yield images, labels[:, level]
 
     stream = batches()
     judged = next(stream)
     found = {"initial weights": errors(bench.network, bench.generator, *judged)}
     for _, batch in zip(range(steps), stream):
-        model_vgg_maxl.auxiliary_training_step(bench.network, bench.generator, bench.optimizer, *batch)
-        optimizers = bench.optimizer, bench.label_optimizer
-        model_vgg_maxl.meta_training_step(bench.network, bench.generator, *optimizers, *batch)
+        maxl.auxiliary_training_step(bench.network, bench.generator, bench.optimizer, *batch)
+        maxl.meta_training_step(bench.network, bench.generator, bench.optimizer, bench.label_optimizer, *batch)
     if steps:
         found[f"after {steps} steps of each pass"] = errors(bench.network, bench.generator, *judged)
     return found
@@ -149,11 +164,9 @@ def errors_before_and_after(bench, split, level, steps):
 
 def markdown(results):
     """The table as Markdown."""
-    where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["environment"].items())
-    lines = [
-        f"`{results['command']}`", "", f"{where}.", "",
+    lines = heading(results) + [
         f"Width {results['width']}, one batch of {results['batch_size']} images of {results['images']}, beside the "
-        "same gradient in float64. The error is a share of its length.", "",
+        "same gradient in float64. The error is relative to its length.", "",
         "| gradient | at | in | relative error | cosine |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for at, gradients in results["at"].items():
@@ -164,32 +177,19 @@ def markdown(results):
 
 
 def main(argv=None):
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    add("--width", type=float, default=1.0, help="channel multiplier of VGG-16 (default: %(default)s)")
-    add("--batch-size", type=int, default=100, help="(default: %(default)s)")
     add("--train-steps", type=int, default=0, metavar="N", help="also after N steps (default: %(default)s)")
     add("--data-root", default="dataset", metavar="DIR", help="of CIFAR-100, if it is there (default: %(default)s)")
-    add("--out", metavar="DIR", help="write precision.json and precision.md there (default: print only)")
-    arguments = parser.parse_args(argv)
-    if arguments.batch_size < 2 or arguments.train_steps < 0 or not 1 / 64 <= arguments.width <= 16:
-        raise InputError("--batch-size must be 2 or more, --train-steps 0 or more, --width 1/64 to 16")
-    device = select_device(arguments.device)
+    parser.set_defaults(train_images=None, seed=0, channels_last=False)
+    arguments, device, results = parse(parser, argv, "precision")
     there = (Path(arguments.data_root) / create_dataset.CIFAR100.base_folder).exists()
-    images = "cifar100" if there else "synthetic"
-    split, _ = create_dataset.load(images, arguments.data_root, device)
+    arguments.dataset = "cifar100" if there else "synthetic"
+    split, _ = create_dataset.load(arguments, device)
     bench = Bench(device, arguments.width, arguments.batch_size)
-    command = " ".join(["python -m benchmarks.precision", *(sys.argv[1:] if argv is None else argv)])
-    results = {"command": command, "environment": environment(device), "width": arguments.width}
-    results |= {"batch_size": arguments.batch_size, "images": images}
-    results["at"] = errors_before_and_after(bench, split, 2, arguments.train_steps)
-    print(markdown(results))
-    if arguments.out:
-        out = Path(arguments.out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "precision.json").write_text(json.dumps(results, indent=2) + "\n")
-        (out / "precision.md").write_text(markdown(results), encoding="utf-8")
+    results |= {"width": arguments.width, "batch_size": arguments.batch_size, "images": arguments.dataset}
+    results["at"] = errors_before_and_after(bench, split, bench.settings.primary_level, arguments.train_steps)
+    report(results, markdown(results), arguments.out, "precision")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,40 @@ def markdown(rows, described):
     ) + report.rows_as_markdown(rows, columns)
 
 
+def draw_dots(figure, runs, settings, methods):
+    """Draw a single pair's final accuracies into the second panel: a dot for each seed, a line for the mean, n below.
+
+    The same runs tested with settled statistics, in the folder settled/ of settings.out, stand beside the others.
+    """
+    (pair,), (_, axes), names, markers = settings.pairs, figure.axes, [], {}
+    width = 0.62 * len(methods)
+    figure.set_figwidth(4.2 + width)
+    axes.get_gridspec().set_width_ratios([3.4, width])
+    axes.clear()
+    for place, method in enumerate(methods):
+        colour, label = METHODS[method].colour, METHODS[method].label.replace(" (", "\n(")
+        tasks = [pairs.task(method, pair, seed, settings.out / "settled") for seed in settings.seeds]
+        repeated = {task.name: run for task in tasks if (run := report.run_of(task))}
+        report.check_alike(runs | {(pair, f"{method}, settled"): repeated})
+        groups = [group for group in (runs.get((pair, method), {}), repeated) if report.finals(group)]
+        for group, shift in zip(groups, (-0.2, 0.2) if len(groups) == 2 else (0,)):
+            finals = list(report.finals(group).values())
+            tested = next(iter(group.values())).settings.get("test_statistics", "running")
+            marker = "D" if tested == "settled" else "o"
+            dots = axes.scatter([place + shift] * len(finals), finals, 26, color=colour, marker=marker, zorder=3)
+            if tested == "settled":
+                dots.set_facecolor("white")
+            markers.setdefault(f"{tested} statistics", dots)
+            if len(finals) > 1:
+                axes.plot([place + shift - 0.3, place + shift + 0.3], 2 * [statistics.fmean(finals)], color=colour)
+        names.append(f"{label}\nn = {' + '.join(str(len(report.finals(group))) for group in groups) or 0}")
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set(ylabel="test accuracy (%)", xlim=(-0.6, len(names) - 0.4))
+    axes.set_title("final epoch, a dot for each seed", fontsize=10)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(markers.values(), markers, title="BatchNorm in the test", fontsize=8, title_fontsize=8)
+
+
 def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = pairs.read_runs(settings.out, METHODS, settings.pairs, settings.seeds)
@@ -67,7 +101,10 @@ def make_report(settings):
     methods = [method for method in METHODS if method in FIVE or method in there]
     rows, described = table(runs, methods, settings), pairs.describe(runs)
     shown = {method: METHODS[method] for method in methods}
-    figure = drawing.draw_curves(runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy)
+    figure = drawing.draw_curves(
+        runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy,
+        second=lambda figure: draw_dots(figure, runs, settings, methods),
+    )  # fmt: skip
     drawing.caption(figure, f"{described}. {drawing.LINES}")
     return figure, rows, markdown(rows, described)
 

@@ -101,10 +101,7 @@ OPTIONS = {
 }  # fmt: skip
 
 # Names that people try, beside those that are spelt nearly right.
-ALIASES = {
-    "--lr": "--learning-rate", "--label-lr": "--label-learning-rate", "--gamma": "--focal-gamma",
-    "--lambda": "--entropy-weight",
-}  # fmt: skip
+ALIASES = {"--lr": "--learning-rate", "--gamma": "--focal-gamma", "--lambda": "--entropy-weight"}
 
 
 class Parser(argparse.ArgumentParser):

@@ -52,14 +52,11 @@ PANELS = {
     "auxiliary classes used (%)": "_used",
     "cosine similarity of the tasks' gradients": "_similarity",
 }
-# Colour and line of a column: train and test differ in both, primary and auxiliary in brightness.
+# Line, and colours of primary and auxiliary task, by the beginning of a column's name.
 LINES = {
-    ("train", False): ("tab:orange", "--"),
-    ("test", False): ("tab:blue", "-"),
-    ("meta", False): ("tab:purple", ":"),
-    ("train", True): ("tab:red", "--"),
-    ("test", True): ("tab:cyan", "-"),
-    ("meta", True): ("tab:green", ":"),
+    "train": ("--", "tab:orange", "tab:red"),
+    "test": ("-", "tab:blue", "tab:cyan"),
+    "meta": (":", "tab:purple", "tab:green"),
 }
 
 
@@ -81,9 +78,10 @@ def plot_curves(rows, title, file):
         factor = 100 if "%" in heading else 1
         for name in names:
             auxiliary = any(word in name for word in ("auxiliary", "mean", "trunk"))
-            colour, style = LINES.get((name.split("_")[0], auxiliary), ("tab:gray", "-"))
+            style, *colours = LINES.get(name.split("_")[0], ("-", "tab:gray", "tab:brown"))
             values = [factor * row.get(name, math.nan) for row in rows]
-            axes.plot(epochs, values, style, color=colour, label=name.replace("_", " "), marker=marker, linewidth=1.2)
+            line = {"color": colours[auxiliary], "marker": marker, "linewidth": 1.2}
+            axes.plot(epochs, values, style, label=name.replace("_", " "), **line)
         axes.set(xlabel="epoch", ylabel=heading)
         if "similarity" not in heading:
             axes.set_ylim(bottom=0, top=102 if "used" in heading else None)

@@ -119,10 +119,8 @@ class Run:
         values = {name: getattr(self.settings, name, None) for name in names}
         what = "".join(f", {name.replace('_', ' ')} {show(v)}" for name, v in values.items() if v is not None)
         threads = f", {session['threads']} threads" if self.device.type == "cpu" else ""
-        line = (
-            f"{self.script}: {self.settings.dataset}{what}; on {session['device_name']} ({self.device.type}{threads}), "
-            f"{self.settings.precision}; in {self.folder.path}"
-        )
+        where = f"{session['device_name']} ({self.device.type}{threads}), {self.settings.precision}"
+        line = f"{self.script}: {self.settings.dataset}{what}; on {where}; in {self.folder.path}"
         if self.settings.quick:
             replaced = (
                 f"{flag(name)} {getattr(self.settings, name)} (the script has {value or 'all'})"
@@ -132,14 +130,12 @@ class Run:
         return line
 
     def _closing_line(self):
-        line, column = "finished: ", "test_primary_accuracy"
-        tested = [row for row in self.rows if column in row]
-        if tested and tested[-1] is self.rows[-1]:
-            best = max(tested, key=lambda row: row[column])
-            line += (
-                f"test accuracy {100 * tested[-1][column]:.2f} % in the final epoch, {len(self.rows)}; "
-                f"best {100 * best[column]:.2f} % in epoch {best['epoch']} (chosen on the test set); "
-            )
+        tested = [(row["test_primary_accuracy"], row["epoch"]) for row in self.rows if "test_primary_accuracy" in row]
+        line = "finished: "
+        if tested:
+            (final, last), (best, epoch) = tested[-1], max(tested, key=lambda pair: pair[0])
+            line += f"test accuracy {100 * final:.2f} % in the final epoch, {last}; "
+            line += f"best {100 * best:.2f} % in epoch {epoch} (chosen on the test set); "
         return line + f"settings.json, curves.csv, curves.png and checkpoint.pt are in {self.folder.path}"
 
     def _seconds_left(self):

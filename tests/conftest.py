@@ -6,6 +6,7 @@ Only a run with -m cuda sees a GPU: once torch has counted one, the processes th
 import contextlib
 import csv
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -19,10 +20,11 @@ import pytest
 import torch
 
 import create_dataset
+import maxl
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
-from harness import acceleration, command_line, exits, run
+from harness import command_line, exits, run
 
 # pytest-xdist's workers have another command line, and inherit this.
 if os.environ.setdefault("MAXL_TESTS_SEE_GPU", str("-m cuda" in " ".join(sys.argv))) != "True":
@@ -43,7 +45,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def pytest_runtest_setup(item):
     """A test finds what a process may set for GPUs off, and one marked cuda is skipped where there is none."""
-    acceleration.allow_tf32(False)
+    maxl.allow_tf32(False, False)
     torch.backends.cudnn.benchmark = False
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU, and a run of its own: python -m pytest -m cuda")
@@ -101,6 +103,16 @@ def spared():
     """The shortcuts in all of the test."""
     with shortcuts():
         yield
+
+
+@pytest.fixture
+def every_epoch_is_saved(monkeypatch):
+    monkeypatch.setattr(run, "earliest_repetition", lambda start: 0.0)
+
+
+@pytest.fixture
+def only_the_first_and_the_last_epoch_are_saved(monkeypatch):
+    monkeypatch.setattr(run, "earliest_repetition", lambda start: math.inf)
 
 
 def run_script(name, *arguments, **changed):

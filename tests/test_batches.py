@@ -1,5 +1,6 @@
 """A split's batches against the torchvision transforms of the paper's runs."""
 
+import argparse
 import functools
 import itertools
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 import create_dataset
-from create_dataset import Split, load, make_synthetic
+from create_dataset import Split, make_synthetic
 from experiments.datasets.host_split import HostSplit
 from harness.exits import InputError
 
@@ -179,8 +180,13 @@ def pixels_and_labels(split):
     return ((images * 0.2 + 0.5) * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels
 
 
+def load_of(dataset, data_root, train_images=None, seed=0):
+    settings = {"dataset": dataset, "data_root": data_root, "train_images": train_images, "seed": seed}
+    return create_dataset.load(argparse.Namespace(**settings, channels_last=False), "cpu")
+
+
 def test_load_takes_a_class_balanced_part_of_the_training_images_and_all_test_images(synthetic, tmp_path):
-    train, test = load("synthetic", tmp_path / "unused", "cpu", train_images=300, seed=4)
+    train, test = load_of("synthetic", tmp_path / "unused", train_images=300, seed=4)
     assert (len(train), len(test)) == (300, 2000) and not (tmp_path / "unused").exists()
 
     (images, labels), (whole_images, whole_labels) = pixels_and_labels(train), synthetic(train=True)
@@ -193,17 +199,17 @@ def test_load_takes_a_class_balanced_part_of_the_training_images_and_all_test_im
 
 
 def test_load_draws_the_part_from_the_seed_and_leaves_all_images_without_one(synthetic, tmp_path):
-    parts = [load("synthetic", tmp_path, "cpu", train_images=100, seed=seed)[0] for seed in (0, 0, 1)]
+    parts = [load_of("synthetic", tmp_path, train_images=100, seed=seed)[0] for seed in (0, 0, 1)]
     first, again, other = (pixels_and_labels(part)[0].tobytes() for part in parts)
     assert first == again != other
-    assert len(load("synthetic", tmp_path, "cpu")[0]) == 10_000
+    assert len(load_of("synthetic", tmp_path)[0]) == 10_000
 
 
 def test_load_of_cifar100_takes_it_from_the_data_root(synthetic, tmp_path, monkeypatch):
     images, labels = synthetic(train=False)
     splits = {tmp_path: [(images, labels), (images[:500], labels[:500])]}
     monkeypatch.setattr(create_dataset, "load_cifar100", splits.get)
-    train, test = load("cifar100", tmp_path, "cpu", train_images=200)
+    train, test = load_of("cifar100", tmp_path, train_images=200)
     assert (len(train), len(test)) == (200, 500)
     assert np.array_equal(pixels_and_labels(test)[0], images[:500])
 

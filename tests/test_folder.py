@@ -1,5 +1,6 @@
-"""A run's folder on a user's machine: two processes at once, what is said at the start, no memory left, the disk."""
+"""A run's folder: its name, who may write in it, which runs may go on in it; no memory and no disk left."""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -7,33 +8,68 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCRIPTS, TINY, curves, forked, run_script
+import toy as toy_script
+from conftest import assert_same_run, curves, forked, wait_for_an_epoch
+from toy import epochs_saved, toy
 
-import create_dataset
-import model_vgg_single
-from experiments.runner import ready, task
-from harness import acceleration, exits, run
-from harness.exits import InputError
+from harness import exits
+from harness.folder import default_folder, differences
 
-START = "model_vgg_single: 20 classes of synthetic, seed 0; on "
+# --- its name ---------------------------------------------------------------------------------------
 
 
-# --- two processes in one new folder ------------------------------------------------------------------
+@pytest.mark.parametrize("script, own, name", [
+    ("model_vgg_single", {"primary_level": 0}, "model_vgg_single-3-seed0"),
+    ("model_vgg_human", {"primary_level": 2, "auxiliary_level": 3}, "model_vgg_human-20-100-seed0"),
+    ("model_vgg_maxl", {"primary_level": 2, "psi": [5] * 20}, "model_vgg_maxl-20x5-seed0"),
+    ("model_vgg_maxl", {"primary_level": 0, "psi": [3, 3, 4]}, "model_vgg_maxl-3,3,4-seed0"),
+    ("experiments.methods.uniform", {"psi": [5] * 19 + [4], "seed": 7}, "uniform-19x5,4-seed7"),
+    ("experiments.methods.table1", {"dataset": "mnist", "backbone": "conv4"}, "table1-mnist-conv4-seed0"),
+])  # fmt: skip
+def test_the_default_folder_says_what_is_in_it(script, own, name):
+    settings = argparse.Namespace(**{"dataset": "cifar100", "seed": 0} | own)
+    assert default_folder(script, settings) == Path("runs") / name
+
+
+def test_different_psi_never_share_a_folder_and_its_name_stays_short():
+    psis = [[1 + i // 2 % 2 + (i == j) for i in range(20)] for j in range(20)]  # one differs in each
+    psis += [[3, 3, 4], [5, 1, 4], [33, 4], [3, 34], [5] * 3, [3] * 5]
+    names = {str(default_folder("m", argparse.Namespace(dataset="cifar100", seed=0, psi=psi))) for psi in psis}
+    assert len(names) == len(psis) and max(map(len, names)) < 45 and not any(set(name) & set("*? ") for name in names)
+
+
+# --- who may write in it ----------------------------------------------------------------------------
+
+
+def test_a_second_process_in_the_same_folder_is_refused(capsys):
+    process = forked(toy, "--epochs", 1_000_000, "--out", "r")
+    wait_for_an_epoch(process)
+    for option in ("--resume", "--overwrite"):
+        assert toy("--epochs", 1_000_000, "--out", "r", option) == 2
+        assert "another run is at work in r" in capsys.readouterr().err
+    process.kill()
+    process.join()
+    assert toy("--epochs", epochs_saved(Path("r")) + 1, "--out", "r", "--resume") == 0
+
+
+def test_the_lock_is_one_that_other_machines_see():
+    """On a file opened for writing, which NFS takes to its server; not on the folder."""
+    fcntl = pytest.importorskip("fcntl")
+    process = forked(toy, "--epochs", 1_000_000, "--out", "r")
+    wait_for_an_epoch(process)
+    with open("r/.lock", "r+") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    descriptor = os.open("r", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
 
 
 def test_of_two_runs_started_together_in_a_new_folder_one_is_refused(monkeypatch):
     """Both have found no folder and loaded the data before either makes the folder."""
-    original, both = create_dataset.load, multiprocessing.get_context("fork").Barrier(2)
-
-    def together(*arguments):
-        data = original(*arguments)
-        both.wait(60)
-        return data
-
-    monkeypatch.setattr(create_dataset, "load", together)
-    few = [*TINY, "--epochs", 12, "--out", "new/r"]
+    both = multiprocessing.get_context("fork").Barrier(2)
+    monkeypatch.setattr(toy_script, "load", lambda: both.wait(60))
     logs = [open(f"log{i}", "w", buffering=1) for i in range(2)]
-    processes = [forked(run_script, "model_vgg_single", *few, log=log) for log in logs]
+    processes = [forked(toy, "--epochs", 300, "--out", "new/r", log=log) for log in logs]
     for process, log in zip(processes, logs):
         process.join(120)
         log.close()
@@ -42,7 +78,7 @@ def test_of_two_runs_started_together_in_a_new_folder_one_is_refused(monkeypatch
     error = Path(f"log{codes.index(2)}").read_text()
     assert error.startswith("error: ") and error.count("\n") == 1
     assert "another run is at work in new/r" in error or "new/r is there already and is not overwritten" in error
-    assert len(curves("new/r")) == 12
+    assert len(curves("new/r")) == 300
 
 
 @pytest.mark.parametrize(
@@ -50,112 +86,105 @@ def test_of_two_runs_started_together_in_a_new_folder_one_is_refused(monkeypatch
 )
 def test_a_run_that_ended_while_the_data_was_loaded_is_not_written_over(options, code, said, monkeypatch, capsys):
     """Another process makes the folder, trains two epochs there, and is gone before this one gets to it."""
-    original = create_dataset.load
-
-    def slow(*arguments):
-        monkeypatch.setattr(create_dataset, "load", original)
-        assert run_script("model_vgg_single", *TINY, "--epochs", 2, "--out", "r") == 0
-        return original(*arguments)
-
-    monkeypatch.setattr(create_dataset, "load", slow)
-    assert run_script("model_vgg_single", *TINY, "--out", "r", *options) == code
+    with monkeypatch.context() as patch:
+        patch.setattr(toy_script, "load", lambda: (patch.undo(), toy("--epochs", 2, "--out", "r")))
+        assert toy("--out", "r", *options) == code
     assert said in "".join(capsys.readouterr())
     assert len(curves("r")) == (3 if options else 2)
 
 
-def test_a_run_that_cannot_begin_leaves_no_folder():
-    assert run_script("model_vgg_single", *TINY, "--train-images", 7, "--out", "new/r") == 2
+def test_an_existing_folder_is_kept_unless_a_plain_word_says_otherwise(capsys):
+    Path("r").mkdir()
+    Path("r/notes.txt").write_text("mine")
+    assert toy("--out", "r") == 2
+    assert "r is there already and is not overwritten" in capsys.readouterr().err
+    assert [p.name for p in Path("r").iterdir()] == ["notes.txt"]
+    assert toy("--out", "r", "--overwrite", "--seed", 1) == 0
+    assert toy("--out", "r", "--overwrite") == 0
+    assert toy("--out", "whole") == 0
+    assert Path("r/notes.txt").read_text() == "mine"
+    assert_same_run("r", "whole")
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(monkeypatch):
+    def no_data():
+        raise exits.InputError("no data")
+
+    monkeypatch.setattr(toy_script, "load", no_data)
+    assert toy("--out", "new/r") == 2
     assert not Path("new").exists()
 
 
-# --- what is said at the start --------------------------------------------------------------------------
+# --- which runs may go on in it ---------------------------------------------------------------------
 
 
-def test_a_run_says_what_it_trains_on_which_device_and_where(capsys):
-    assert run_script("model_vgg_single", *TINY, "--epochs", 1, "--out", "r") == 0
-    first = capsys.readouterr().out.splitlines()[0]
-    name = json.loads(Path("r/settings.json").read_text())["device_name"]
-    assert first == f"{START}{name} (cpu, 1 threads), fp32; in r"
-
-
-@pytest.mark.parametrize(
-    "gpus, visible, option, warned",
-    [
-        (1, None, "auto", True),
-        (0, None, "auto", False),
-        (1, "", "auto", False),
-        (1, "-1", "auto", False),
-        (1, None, "cpu", False),
-    ],
-)
-def test_a_gpu_that_torch_cannot_use_is_named(gpus, visible, option, warned, monkeypatch, capsys):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(acceleration, "nvidia_gpus", lambda: [Path("0000:01:00.0")] * gpus)
-    if visible is None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    else:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert acceleration.select_device(option).type == "cpu"
+@pytest.mark.parametrize("changed, said", [
+    (["--seed", 1], "seed was 0, now 1"),
+    (["--learning-rate", 1, "--batch-size", 60], "batch_size was 10, now 60; learning_rate was 0.1, now 1.0"),
+    (["--precision", "bf16"], "precision was fp32, now bf16"),
+])  # fmt: skip
+def test_another_experiments_checkpoint_is_refused_with_what_differs(changed, said, capsys):
+    assert toy("--epochs", 1, "--out", "r") == 0
+    before = {p.name: p.read_bytes() for p in Path("r").iterdir()}
+    assert toy(*changed, "--out", "r", "--resume") == 2
     error = capsys.readouterr().err
-    assert ("there is an NVIDIA GPU here, but torch sees no CUDA GPU" in error) == warned
+    assert f"r/checkpoint.pt is of another experiment ({said})" in error and error.count("\n") == 1
+    assert {p.name: p.read_bytes() for p in Path("r").iterdir()} == before
+    free = ["--device", "cpu", "--channels-last", "--data-root", "elsewhere", "--max-minutes", 9, "--epochs", 2]
+    assert toy("--out", "r", "--resume", *free) == 0
 
 
-def test_a_gpu_that_this_torch_has_no_code_for_is_not_used(monkeypatch, capsys):
-    def no_kernel(*arguments, **options):
-        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nSome more lines")
+def test_a_setting_that_was_not_there_is_a_difference():
+    ours = {"script": "a", "psi": [5] * 20, "epochs": 3, "auxiliary_weight": 0.0}
+    assert differences(ours, ours | {"epochs": 5, "device_name": "x"}) == ""
+    said = "psi was 3,3,4, now 5*20; auxiliary_weight was not set, now 0.0"
+    assert differences(ours, {"script": "a", "psi": [3, 3, 4]}) == said
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "ones", no_kernel)
-    monkeypatch.setattr(acceleration, "nvidia_gpus", lambda: [Path("0000:01:00.0")])
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert acceleration.select_device("auto").type == "cpu"
+
+def test_another_optimizer_is_refused_in_one_sentence(monkeypatch, capsys):
+    assert toy("--epochs", 1, "--out", "r") == 0
+    monkeypatch.setattr(toy_script, "make_optimizer", lambda network, settings: torch.optim.Adam(network.parameters()))
+    assert toy("--out", "r", "--resume") == 2
     error = capsys.readouterr().err
-    assert error.startswith("warning: ") and "no kernel image is available" in error and error.count("\n") == 1
-    with pytest.raises(InputError, match="--device cuda was asked for, but torch cannot compute on it"):
-        acceleration.select_device("cuda")
+    assert "is of another experiment (optimizer was SGD, now Adam)" in error and error.count("\n") == 1
+    assert epochs_saved(Path("r")) == 1
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16"])
-def test_low_precision_is_refused_on_a_gpu_that_is_too_old_for_it(precision, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    acceleration.Acceleration(torch.device("cuda"))
-    with pytest.raises(InputError, match=f"--precision {precision} needs a GPU of compute capability 8.0"):
-        acceleration.Acceleration(torch.device("cuda"), precision)
+def test_a_checkpoint_of_the_code_before_part_types_is_refused_in_one_sentence(capsys):
+    assert toy("--epochs", 1, "--out", "r") == 0
+    saved = torch.load("r/checkpoint.pt", weights_only=True)
+    del saved["part_types"]
+    torch.save(saved, "r/checkpoint.pt")
+    assert toy("--out", "r", "--resume") == 2
+    error = capsys.readouterr().err
+    assert "r/checkpoint.pt is of an earlier version of this code; resume with that, or" in error
+    assert error.count("\n") == 1
 
 
-# --- memory and disk ------------------------------------------------------------------------------------
+# --- memory and disk --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSome more lines"),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
-        RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`\nSome more lines"),
-        RuntimeError("FIND was unable to find an engine to execute this computation"),  # cuDNN, for want of memory
-        MemoryError(),
-    ],
-)
+@pytest.mark.parametrize("error", [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSome more lines"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`\nSome more lines"),
+    MemoryError(),
+])  # fmt: skip
 def test_out_of_memory_is_one_sentence_that_says_what_to_lower(error, monkeypatch, capsys):
-    def broken(*arguments, **options):
+    def broken(*arguments):
         raise error
 
-    monkeypatch.setattr(model_vgg_single.train_epoch, "__defaults__", (broken,))
-    monkeypatch.setattr(model_vgg_single, "single_step", broken)
-    assert run_script("model_vgg_single", *TINY, "--out", "r") == 2
+    monkeypatch.setattr(toy_script, "step", broken)
+    assert toy("--out", "r") == 2
     said = capsys.readouterr().err
     assert said.startswith("error: out of memory (") and said.count("\n") == 1
     assert "lower --batch-size or --width" in said and "Some more lines" not in said
 
 
-def test_memory_that_a_cpu_does_not_have_is_recognised():
+def test_memory_that_a_cpu_does_not_have_is_recognised_and_another_error_keeps_its_traceback():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**56)
     assert exits.is_out_of_memory(caught.value)
 
-
-def test_another_runtime_error_keeps_its_traceback():
     def broken(argv):
         raise RuntimeError("sizes of tensors must match")
 
@@ -163,14 +192,15 @@ def test_another_runtime_error_keeps_its_traceback():
         exits.run_main(broken)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_finished_run_keeps_one_checkpoint_of_the_size_that_the_runner_counts_with(name, monkeypatch):
-    monkeypatch.setattr(run, "_seldom", lambda start: 0.0)  # so that there is one before the last
-    few = ("--dataset", "synthetic", "--width", "0.25", "--train-images", "100", "--batch-size", "50", "--epochs", "2")
-    assert run_script(name, *few, "--out", "r/run") == 0
-    assert sorted(os.listdir("r/run")) == [".lock", "checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
-    networks = 2 if name == "model_vgg_maxl" else 1
-    one = task.Task("run", name, name, few, Path("r"), networks=networks)
-    size = Path("r/run/checkpoint.pt").stat().st_size
-    assert size == pytest.approx(ready.checkpoint_bytes(one), rel=0.1)
-    assert ready.room_needed([one, one], jobs=1) == pytest.approx(4 * size, rel=0.1)
+def test_a_finished_run_keeps_one_checkpoint(every_epoch_is_saved):
+    assert toy("--out", "r") == 0
+    assert sorted(os.listdir("r")) == [".lock", "checkpoint.pt", "curves.csv", "curves.png", "settings.json"]
+
+
+def test_settings_json_says_how_each_session_was_started():
+    assert toy("--epochs", 1, "--out", "r") == 0
+    assert toy("--epochs", 2, "--out", "r", "--resume", "--data-root", "a b") == 0
+    settings = json.loads(Path("r/settings.json").read_text())
+    assert settings["command"] == "python toy.py --epochs 2 --out r --resume --data-root 'a b'"
+    assert [session["after_epoch"] for session in settings["sessions"]] == [0, 1]
+    assert settings["sessions"][0]["command"] == "python toy.py --epochs 1 --out r"

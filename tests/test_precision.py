@@ -1,4 +1,4 @@
-"""What lower precision does to the gradients, and that MAXL's second pass is spared it."""
+"""What lower precision does to the gradients, by the emulation in benchmarks/; MAXL's second pass is spared it."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,8 @@ import torch
 from conftest import TINY, run_script
 
 import create_dataset
-import model_vgg_maxl as maxl
-import utils
+import maxl
 from benchmarks import precision, step_cost
-from harness import acceleration
-
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("name, allowed", [("auxiliary_training_step", True), ("meta_gradient", False)])
@@ -20,63 +16,12 @@ def test_tf32_is_off_in_the_second_pass_alone(name, allowed, monkeypatch):
     original, seen = getattr(maxl, name), set()
 
     def spied(*arguments, **options):
-        seen.add(acceleration.tf32_allowed())
+        seen.add(maxl.tf32_allowed())
         return original(*arguments, **options)
 
     monkeypatch.setattr(maxl, name, spied)
     assert run_script("model_vgg_maxl", *TINY, "--epochs", 1, "--precision", "bf16", "--out", "r") == 0
     assert seen == {(allowed, allowed)}
-
-
-@pytest.fixture
-def as_torch_was():
-    """Puts torch's settings of precision back."""
-    yield
-    if hasattr(torch.backends.cudnn, "conv"):
-        torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
-    acceleration.allow_tf32(False, False)
-
-
-WAYS = {  # of a user's program to allow TF32, and for what: matrix products, convolutions
-    "torch's default": (lambda: setattr(torch.backends.cudnn, "allow_tf32", True), (False, True)),
-    "high": (lambda: torch.set_float32_matmul_precision("high"), (True, False)),
-    "flags": (lambda: acceleration.allow_tf32(True, True), (True, True)),
-    "everywhere": (lambda: setattr(torch.backends, "fp32_precision", "tf32"), (False, True)),
-    "in cuDNN": (lambda: setattr(torch.backends.cudnn, "fp32_precision", "tf32"), (False, True)),
-}
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_fp32_is_fp32_whoever_allowed_tf32_and_in_whatever_way(way, as_torch_was):
-    allow, allowed = WAYS[way]
-    if way in ("everywhere", "in cuDNN") and not hasattr(torch.backends.cudnn, "conv"):
-        pytest.skip("needs torch 2.9")
-    allow()
-    assert acceleration.tf32_allowed() == allowed
-    step = acceleration.in_fp32(CPU)(acceleration.tf32_allowed)
-    for _ in range(2):
-        assert step() == (False, False)
-        assert acceleration.tf32_allowed() == allowed
-    with pytest.raises(ZeroDivisionError):
-        acceleration.in_fp32(CPU)(lambda: 1 / 0)()
-    assert acceleration.tf32_allowed() == allowed
-    acceleration.Acceleration(CPU)
-    assert acceleration.tf32_allowed() == (False, False), "--precision fp32"
-
-
-@pytest.mark.parametrize("method", maxl.META_GRADIENTS)
-def test_a_users_own_autocast_does_not_reach_the_meta_gradient(method):
-    """A loop of his own under autocast updates the label generator as one without, to the bit."""
-    found = []
-    for enabled in (False, True):
-        torch.manual_seed(0)
-        network, generator = maxl.make_networks(lambda: utils.VGG16(1 / 16), [2, 3], seed=0)
-        optimizers = (torch.optim.SGD(module.parameters(), lr=0.1) for module in (network, generator))
-        images, primary = torch.randn(8, 3, 32, 32), torch.arange(8) % 2
-        with torch.autocast("cpu", torch.bfloat16, enabled):
-            maxl.meta_training_step(network, generator, *optimizers, images, primary, method=method)
-        found.append(torch.cat([p.detach().flatten() for p in generator.parameters()]))
-    assert torch.equal(*found)
 
 
 def test_the_emulation_rounds_to_ten_bits_of_mantissa():
@@ -114,7 +59,7 @@ def test_every_product_is_rounded_forwards_backwards_and_along_v_and_no_sum():
 
 def test_lower_precision_spoils_the_meta_gradient_far_more_than_an_ordinary_one():
     """At initial weights; the reason for the second pass to be in fp32."""
-    bench = step_cost.Bench(CPU, width=1 / 16, batch_size=40)
+    bench = step_cost.Bench(torch.device("cpu"), width=1 / 16, batch_size=40)
     ordinary, meta = {}, {}
     found = precision.errors(bench.network, bench.generator, bench.images, bench.primary)
     for errors, gradient in ((meta, "meta-gradient"), (ordinary, "gradient of a multi-task step")):
@@ -122,17 +67,7 @@ def test_lower_precision_spoils_the_meta_gradient_far_more_than_an_ordinary_one(
     for errors in (meta, ordinary):
         assert errors["fp32"] < 1e-3 < errors["TF32, emulated"] < errors["bf16"]
     assert all(meta[name] > 1.5 * ordinary[name] for name in ("TF32, emulated", "bf16"))
-    assert acceleration.tf32_allowed() == (False, False)
-
-
-def test_the_errors_are_measured_after_training_too():
-    bench = step_cost.Bench(CPU, width=0.05, batch_size=10)
-    before = bench.network.heads[0][0].weight.clone()
-    found = precision.errors_before_and_after(bench, bench.split, 0, 2)
-    assert list(found) == ["initial weights", "after 2 steps of each pass"]
-    assert not torch.equal(bench.network.heads[0][0].weight, before)
-    cosines = [error["cosine"] for gradients in found.values() for e in gradients.values() for error in e.values()]
-    assert len(cosines) == 2 * (4 + 3) and all(-1 <= cosine <= 1 + 1e-9 for cosine in cosines)
+    assert maxl.tf32_allowed() == (False, False)
 
 
 def test_images_stay_channels_last_from_the_gather_on():

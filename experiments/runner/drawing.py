@@ -59,11 +59,12 @@ def enlarge_second_half(axes, over):
     axes.set_title(f"{over} {middle:.0f} to {right:.0f}", fontsize=10)
 
 
-def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
+def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=None):
     """A figure with a panel a pair and a line a method, and for a single pair a second panel with its second half.
 
     methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
     epochs, empty if unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
+    second: figure -> None, draws something else into that second panel.
     """
     panels = pairs if len(pairs) > 1 else 2 * pairs
     figure, grid = grid_of(len(panels), min(3, len(panels)), (3.6, 2.9 if len(pairs) > 1 else 3.6), (1, 1.3))
@@ -80,7 +81,10 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None)):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     if len(pairs) == 1 and grid[1].lines:
-        enlarge_second_half(grid[1], over[0])
+        if second:
+            second(figure)
+        else:
+            enlarge_second_half(grid[1], over[0])
     ordered = [method.label for method in methods.values() if method.label in shown]
     inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
     legend = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}
