@@ -83,7 +83,7 @@ def test_a_single_pair_is_shown_once_more_from_the_middle_on():
     whole, half = figure.axes
     assert [line.get_xydata().tolist() for line in whole.lines] == [line.get_xydata().tolist() for line in half.lines]
     assert half.get_xlim() == (3, 5) and half.get_ylim() == pytest.approx((30 - 4, 70 + 4))
-    assert half.get_title() == "epoch 3 to 5"
+    assert half.get_title() == "epochs 3 to 5"
     figure, _ = draw(figure3, "--pairs", "3-10", "3-20", "--seeds", "0")
     assert len(figure.axes) == 2 and all(len(axes.lines) > 0 for axes in figure.axes), "Single stands in both"
 
