@@ -15,6 +15,7 @@ that fails does not stop the others. --max-minutes limits each run. Single has n
 each primary level and seed.
 """
 
+import itertools
 import statistics
 import sys
 
@@ -26,21 +27,17 @@ from experiments.runner.main import Experiment
 
 def table(runs, methods, settings):
     """A dict a row: pair and method, accuracies in % over the finished runs, what is missing, time and device."""
-    rows, generated = [], report.generated(runs)
-    for pair in settings.pairs:
-        for method in methods:
-            found = runs.get((pair, method), {})
-            finished = [run for run in found.values() if run.finished]
-            gains = report.gains(found, runs.get((pair, "single"), {})) if method != "single" else []
-            row = {"pair": pair, "method": METHODS[method].label, "begun": len(found), "n": len(finished)}
-            row |= report.spread_columns(
-                final=[run.accuracy[-1] for run in finished], best=[max(run.accuracy) for run in finished]
-            )
-            row |= {"gain_n": len(gains)} | report.spread_columns(gain=gains)
-            row["paper_maxl"] = pairs.PAPER.get(pair) if method == "maxl" and not generated else None
-            row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
-            row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))
-            rows.append(row | {"missing": report.missing(found, settings.seeds)})
+    shown, generated = {method: METHODS[method] for method in methods}, report.generated(runs)
+    columns = {"final": lambda run: run.accuracy[-1], "best": lambda run: max(run.accuracy)}
+    rows = pairs.table(runs, shown, settings, columns)
+    for row, (pair, method) in zip(rows, itertools.product(settings.pairs, methods)):
+        found = runs.get((pair, method), {})
+        finished = [run for run in found.values() if run.finished]
+        gains = report.gains(found, runs.get((pair, "single"), {})) if method != "single" else []
+        row |= {"gain_n": len(gains)} | report.spread_columns(gain=gains)
+        row["paper_maxl"] = pairs.PAPER.get(pair) if method == "maxl" and not generated else None
+        row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
+        row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))
     return rows
 
 

@@ -8,6 +8,7 @@ iteration. Human, Random, K-Means and MAXL have an auxiliary task; the controls 
 are not the figure's go to the scripts, as with Figure 3. python -m experiments.figure7 has all six pairs.
 """
 
+import statistics
 import sys
 
 from experiments import pairs
@@ -41,17 +42,13 @@ def read_runs(settings):
 
 def table(runs, settings):
     """A dict a row: pair and method, the means over the last epochs of each run, then over the seeds."""
-    rows = []
-    for pair in settings.pairs:
-        for method in METHODS:
-            found = runs.get((pair, method), {})
-            if not found and method not in WITH_AUXILIARY_TASK:
-                continue
-            tails = {name: [run.column(name)[-LAST_EPOCHS:] for run in found.values()] for name in COLUMNS}
-            means = {name: [sum(tail) / len(tail) for tail in of_runs] for name, of_runs in tails.items()}
-            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)} | report.spread_columns(**means)
-            rows.append(row | {"missing": report.missing(found, settings.seeds)})
-    return rows
+
+    def mean_of(column):
+        return lambda run: statistics.fmean(run.column(column)[-LAST_EPOCHS:])
+
+    there = {method for _, method in runs}.union(WITH_AUXILIARY_TASK)
+    shown = {name: method for name, method in METHODS.items() if name in there}
+    return pairs.table(runs, shown, settings, {name: mean_of(name) for name in COLUMNS}, unfinished=True)
 
 
 def markdown(rows, described):

@@ -116,6 +116,21 @@ def add_options(parser, methods=METHODS, default=FIVE, pairs="all"):
     )  # fmt: skip
 
 
+def table(runs, methods, settings, columns, unfinished=False):
+    """A dict a row: pair and method, mean and standard deviation over n runs of each column, and what is missing.
+
+    methods: {name: Method}. columns: {name: RunOnDisk -> a number}. unfinished: whether unfinished runs count.
+    """
+    rows = []
+    for pair, (name, method) in itertools.product(settings.pairs, methods.items()):
+        found = runs.get((pair, name), {})
+        counted = [run for run in found.values() if run.finished or unfinished]
+        row = {"pair": pair, "method": method.label, "begun": len(found), "n": len(counted)}
+        row |= report.spread_columns(**{column: list(map(number, counted)) for column, number in columns.items()})
+        rows.append(row | {"missing": report.missing(found, settings.seeds)})
+    return rows
+
+
 def read_runs(root, methods, pairs, seeds, task=task):
     """{(pair, method): {seed: RunOnDisk}} of all folders that have curves; Single's stand under every pair.
 

@@ -7,6 +7,7 @@ The runs with λ = 0.2 are Figure 3's. A class counts as used if it is the large
 training set, over the first pass of the final epoch.
 """
 
+import itertools
 import sys
 
 from experiments import pairs
@@ -15,7 +16,7 @@ from experiments.runner.main import Experiment
 from harness.exits import InputError
 
 LAMBDA = 0.2
-BOTH = ["maxl", "maxl0"]
+SHOWN = {method: pairs.METHODS[method] for method in ("maxl", "maxl0")}
 USED = "train_auxiliary_classes_used"
 PAPER = {  # test accuracy in %, share of the classes used
     "maxl": {pair: (accuracy, 1.00) for pair, accuracy in pairs.PAPER.items()},
@@ -27,19 +28,11 @@ PAPER = {  # test accuracy in %, share of the classes used
 
 
 def table(runs, settings):
-    """A dict a row: pair and λ, accuracy in % and share of classes used in the final epoch, ours and the paper's."""
-    rows, generated = [], report.generated(runs)
-    for pair in settings.pairs:
-        for method in BOTH:
-            found = runs.get((pair, method), {})
-            finished = [run for run in found.values() if run.finished]
-            row = {"pair": pair, "entropy_weight": LAMBDA if method == "maxl" else 0.0, "n": len(finished)}
-            row |= {"begun": len(found)} | report.spread_columns(
-                accuracy=[run.accuracy[-1] for run in finished], used=[run.column(USED)[-1] for run in finished]
-            )
-            theirs = (None, None) if generated else PAPER[method].get(pair, (None, None))
-            row["paper_accuracy"], row["paper_used"] = theirs
-            rows.append(row | {"missing": report.missing(found, settings.seeds)})
+    """A dict a row: pair and method, accuracy in % and share of classes used in the final epoch, ours and the paper's."""
+    columns = {"accuracy": lambda run: run.accuracy[-1], "used": lambda run: run.column(USED)[-1]}
+    rows, paper = pairs.table(runs, SHOWN, settings, columns), {} if report.generated(runs) else PAPER
+    for row, (pair, method) in zip(rows, itertools.product(settings.pairs, SHOWN)):
+        row["paper_accuracy"], row["paper_used"] = paper.get(method, {}).get(pair, (None, None))
     return rows
 
 
@@ -49,8 +42,7 @@ def markdown(rows, described):
     def paper(name):
         return lambda row: "" if row[name] is None else f"{row[name]:.2f}"
 
-    columns = {
-        "primary → auxiliary": lambda row: pairs.title(row["pair"]), "λ": "entropy_weight",
+    columns = pairs.HEAD | {
         "test accuracy (%)": ("accuracy", 2), "in the paper (%)": paper("paper_accuracy"),
         "classes used": ("used", 2), "in the paper": paper("paper_used"), "n": "n", "missing": "missing",
     }  # fmt: skip
@@ -62,7 +54,7 @@ def markdown(rows, described):
 
 def make_report(settings):
     """The shares of classes used over the epochs as a figure, and the table."""
-    runs = pairs.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
+    runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds)
     for run in report.listed({key: found for key, found in runs.items() if key[1] == "maxl"}):
         if run.settings.get("entropy_weight", LAMBDA) != LAMBDA:
             raise InputError(
@@ -70,10 +62,7 @@ def make_report(settings):
                 "move it away, or name another folder with --out"
             )
     rows, described = table(runs, settings), pairs.describe(runs)
-    shown = {method: pairs.METHODS[method] for method in BOTH}
-    figure = drawing.draw_curves(
-        runs, settings.pairs, shown, "share of classes used", lambda run: run.column(USED)
-    )  # fmt: skip
+    figure = drawing.draw_curves(runs, settings.pairs, SHOWN, "share of classes used", lambda run: run.column(USED))
     for axes in figure.axes[: len(settings.pairs)]:  # from 0 to 1; the enlarged half keeps its scale
         axes.set_ylim(0, 1.05)
     drawing.caption(figure, f"{described}. {drawing.LINES}")
@@ -82,7 +71,7 @@ def make_report(settings):
 
 def plan(settings, options=()):
     """MAXL with both weights of the entropy loss."""
-    settings.methods = BOTH
+    settings.methods = list(SHOWN)
     return pairs.plan(settings, options)
 
 

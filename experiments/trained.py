@@ -4,7 +4,6 @@ import argparse
 import importlib.util
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 import create_dataset
@@ -36,13 +35,6 @@ def add_data_root(parser):
 def with_data_root(settings, options):
     """The options of the runs, with --data-root if it was given."""
     return [*options, *(["--data-root", settings.data_root] if settings.data_root else [])]
-
-
-def seed_number(text):
-    """A seed from the command line, as numpy and scikit-learn take it."""
-    if not (text.isdecimal() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
 
 
 def load_trained(run, task, device):
@@ -91,17 +83,6 @@ def load_test(runs, data_root, device):
     """The test Split of {(pair, method): {seed: RunOnDisk}}, which are alike in their dataset."""
     few = create_dataset.LEVEL_CLASSES[-1]  # training images, which are not needed: the fewest that there can be
     return load_data(listed(runs)[0], data_root, device, train_images=few)[1]
-
-
-def random_subset(split, count, seed):
-    """Indices (count,) of a class-balanced subset of a Split, in a random order, as a numpy array.
-
-    Raises InputError unless `count` is from one image of each fine class to all images.
-    """
-    labels = split.labels.cpu()
-    if not create_dataset.LEVEL_CLASSES[-1] <= count <= len(labels):
-        raise InputError(f"--test-images {count} is out of range; give 100 to {len(labels)}")
-    return np.random.default_rng(seed).permutation(create_dataset.balanced_subset(labels, count, seed).numpy())
 
 
 def class_names(runs, level):

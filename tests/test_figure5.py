@@ -39,7 +39,7 @@ def tiny_run(method, *options):
 
 
 def plot(*options):
-    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", "--test-images", "150", *options]
+    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", *options]
     return exits.run_main(figure5.experiment.main, arguments)
 
 
@@ -147,7 +147,7 @@ def test_a_class_has_one_colour_in_all_panels_and_unfinished_runs_are_drawn_and_
         tiny_run(method)
         path = Path("r", OF_3_10[method][0], "settings.json")
         path.write_text(path.read_text().replace('"epochs": 1', '"epochs": 7'))
-    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", "--test-images", "100"]
+    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0"]
     settings, _ = figure5.experiment.parse(arguments)
     figure, _, text = figure5.make_report(settings)
     panels = {axes.get_title(): axes for axes in figure.subfigs[0].axes}
@@ -155,11 +155,11 @@ def test_a_class_has_one_colour_in_all_panels_and_unfinished_runs_are_drawn_and_
     assert [t.get_text() for t in panels["Human"].texts] == ["not run"] and "seed 0 at epoch 1 of 7" in text
     drawn = [axes.collections[0] for axes in panels.values() if axes.collections]
     assert len(drawn) == 2 and np.array_equal(drawn[0].get_facecolors(), drawn[1].get_facecolors())
-    assert all(len(points.get_offsets()) == 100 for points in drawn)
+    assert all(len(points.get_offsets()) == 200 for points in drawn)
     (legend,) = figure.subfigs[0].legends
     names = [t.get_text() for t in legend.get_texts()]
     assert names == ["class 0", "class 1", "class 2"], "generated images show no animals"
-    assert "generated images" in figure._supxlabel.get_text() and "100 test images" in figure._supxlabel.get_text()
+    assert "generated images" in figure._supxlabel.get_text() and "200 test images" in figure._supxlabel.get_text()
 
 
 @needs_scikit_learn
@@ -173,7 +173,6 @@ def test_what_cannot_be_drawn_is_one_sentence(capsys):
 
     assert "there are no runs" in said()
     tiny_run("maxl")
-    assert "--test-images 99 is out of range" in said("--test-images", "99")
     path = Path("r/maxl-3-10-seed0/checkpoint.pt")
     whole = torch.load(path, weights_only=True)
     torch.save(whole | {"parts": {**whole["parts"], "network": {}}}, path)

@@ -25,6 +25,7 @@ class RunOnDisk:
     def __init__(self, folder, own=()):
         self.folder, self.settings, self.rows = folder, read_settings(folder / "settings.json"), read_curves(folder)
         self.own = own
+        self.measured = {}  # what a figure has measured of the run's networks, by name
         if not self.settings and (folder / "curves.csv").exists():
             raise InputError(f"{folder} has curves, but no settings.json that can be read; put it back or move it away")
         self.seconds = sum(map(row_seconds, self.rows))
@@ -38,6 +39,11 @@ class RunOnDisk:
     def accuracy(self):
         """Test accuracies in %, epoch by epoch."""
         return [100 * accuracy for accuracy in self.column("test_primary_accuracy")]
+
+
+def measured(names):
+    """{name: RunOnDisk -> the number of that name among its measured ones}."""
+    return {name: lambda run, name=name: run.measured[name] for name in names}
 
 
 def run_of(task):
