@@ -4,7 +4,7 @@
     python -m benchmarks.step_cost --device cpu --threads 2 --out results/benchmarks/cpu
     python -m benchmarks.step_cost --backbone conv4 --channels-last        # one of Table 1's networks
 
-Prints a Markdown table; with --out also writes step_cost.json, step_cost.md and step_cost.png. The images are random
+Prints a Markdown table; with --out also writes step_cost.json and step_cost.md. The images are random
 and of CIFAR-100's shape: the time of a step does not depend on their content. F is one forward pass of the multi-task
 network; torch counts the floating-point operations.
 """
@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import functools
 import json
-import math
 import platform
 import statistics
 import sys
@@ -185,28 +184,6 @@ def markdown(results):
     return "\n".join(lines) + "\n"
 
 
-def chart(results, path):
-    """Bars: time of each step in Single steps, beside what its arithmetic alone would take; and its memory."""
-    from matplotlib.figure import Figure
-
-    steps = results["steps"]
-    places, single = range(len(steps)), steps["Single step"]["forward_passes"]
-    figure = Figure(figsize=(11, 0.55 * len(steps) + 1.4), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    left.barh(places, [cost["times_single"] for cost in steps.values()], color="tab:blue")
-    arithmetic = [cost["forward_passes"] / single for cost in steps.values()]
-    left.plot(arithmetic, places, "k|", markersize=16, markeredgewidth=2, label="its arithmetic alone")
-    left.set(yticks=places, yticklabels=steps, xlabel="time, in Single steps")
-    left.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
-    left.invert_yaxis()
-    right.barh(places, [(cost["memory_bytes"] or math.nan) / 2**20 for cost in steps.values()], color="tab:orange")
-    right.set(xlabel="peak memory above what is held between steps (MiB)")
-    for axes in (left, right):
-        axes.grid(axis="x", alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.savefig(path, dpi=120)
-
-
 def make_parser(doc):
     """A parser with the options that both benchmarks have."""
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,8 +233,6 @@ def main(argv=None):
     sizes = {k: getattr(arguments, k) for k in ("width", "batch_size", "backbone", "precision", "channels_last")}
     results |= sizes | {"repeats": arguments.repeats} | step_costs(Bench(device, **sizes), arguments.repeats)
     report(results, markdown(results), arguments.out, "step_cost")
-    if arguments.out:
-        chart(results, arguments.out / "step_cost.png")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ that fails does not stop the others. --max-minutes limits each run. Single has n
 each primary level and seed.
 """
 
+import functools
 import itertools
 import statistics
 import sys
@@ -66,7 +67,6 @@ def draw_dots(figure, runs, settings, methods):
     width = 0.62 * len(methods)
     figure.set_figwidth(4.2 + width)
     axes.get_gridspec().set_width_ratios([3.4, width])
-    axes.clear()
     for place, method in enumerate(methods):
         colour, label = METHODS[method].colour, METHODS[method].label.replace(" (", "\n(")
         tasks = [pairs.task(method, pair, seed, settings.out / "settled") for seed in settings.seeds]
@@ -98,10 +98,11 @@ def make_report(settings):
     methods = [method for method in METHODS if method in FIVE or method in there]
     rows, described = table(runs, methods, settings), pairs.describe(runs)
     shown = {method: METHODS[method] for method in methods}
+    dots = functools.partial(draw_dots, runs=runs, settings=settings, methods=methods)
+    second = dots if len(settings.pairs) == 1 else None
     figure = drawing.draw_curves(
-        runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy,
-        second=lambda figure: draw_dots(figure, runs, settings, methods),
-    )  # fmt: skip
+        runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy, second=second
+    )
     drawing.caption(figure, f"{described}. {drawing.LINES}")
     return figure, rows, markdown(rows, described)
 

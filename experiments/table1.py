@@ -3,7 +3,7 @@
     python -m experiments.table1                                    # run what is missing, then draw
     python -m experiments.table1 --datasets mnist --psi 3 --seeds 0 # a part: Single and psi[i] = 3
     python -m experiments.table1 --jobs 4                           # four at a time, spread over the visible GPUs
-    python -m experiments.table1 --plot                             # table and chart of what is there, also meanwhile
+    python -m experiments.table1 --plot                             # the table of what is there, also meanwhile
     python -m experiments.table1 --quick                            # four small runs on generated images, in minutes
 
 Options that are not its own go to the scripts as they are: --epochs, --channels-last, --precision, --data-root ...
@@ -16,7 +16,7 @@ import sys
 
 from experiments.datasets import registry
 from experiments.datasets.registry import DATASETS
-from experiments.runner import drawing, report
+from experiments.runner import report
 from experiments.runner.main import Experiment
 from experiments.runner.task import Task, shared_options, with_defaults
 from harness.exits import InputError
@@ -150,48 +150,11 @@ def line(cells, whose=""):
     return texts
 
 
-# --- the chart ---
-
-
-def draw(rows, datasets):
-    """A panel a dataset: the gain over Single of the same seed for each ψ[i], mean ± std, beside the paper's."""
-    figure, grid = drawing.grid_of(len(datasets), min(3, len(datasets)), (3.2, 2.6), (1, 1))
-    shown = {}
-    for axes, dataset in zip(grid, datasets):
-        cells = [row for row in rows if row["dataset"] == dataset]
-        single = next((row["paper_mean"] for row in cells if row["method"] == SINGLE), None)
-        cells = [row for row in cells if row["method"] != SINGLE]
-        axes.axhline(0, color="black", linewidth=0.8)
-        for place, row in enumerate(cells):
-            if row["gain_mean"] is not None:
-                hollow, label = row["gain_std"] is None, "MAXL, ours"
-                shown[f"{label}, one seed" if hollow else label] = axes.errorbar(
-                    place - 0.08, row["gain_mean"], row["gain_std"], fmt="o", color="#D55E00", capsize=3,
-                    markerfacecolor="none" if hollow else None,
-                )  # fmt: skip
-            if single is not None and row["paper_mean"] is not None:
-                (shown["MAXL, paper"],) = axes.plot(
-                    place + 0.08, row["paper_mean"] - single, "D", color="gray", markerfacecolor="none"
-                )
-        axes.set_xticks(range(len(cells)), [row["method"] for row in cells])
-        axes.set_xlim(-0.5, len(cells) - 0.5)
-        title = ", ".join(titles(dataset))
-        run = any(row["gain_mean"] is not None for row in cells)
-        axes.set_title(title if run else f"{title}: not run", fontsize=10)
-        axes.set(xlabel="ψ[i]", ylabel="gain over Single (points)")
-        axes.grid(axis="y", alpha=0.3)
-    figure.legend(shown.values(), shown, loc="outside upper center", ncols=3, frameon=False)
-    return figure
-
-
 def make_report(settings):
-    """The chart, and the table as rows and as text; what was not run is shown as such."""
+    """No figure, and the table as rows and as text; what was not run is shown as such."""
     runs = read_runs(settings.out, settings.datasets, [SINGLE, *settings.psi], settings.seeds)
     rows = table(runs, settings)
-    figure = draw(rows, settings.datasets)
-    described = [describe(runs_on(dataset, runs)) for dataset, _ in runs]
-    drawing.caption(figure, ". ".join(dict.fromkeys(described)) + ". Bars: ± one standard deviation over the seeds.")
-    return figure, rows, markdown(rows, runs)
+    return None, rows, markdown(rows, runs)
 
 
 def add_options(parser):

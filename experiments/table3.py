@@ -1,6 +1,6 @@
 """Table 3: MAXL with the entropy loss (λ = 0.2) and without (λ = 0): auxiliary classes used, and test accuracy.
 
-    python -m experiments.table3                           # run what is missing, then draw
+    python -m experiments.table3                           # run what is missing, then write the table
     python -m experiments.table3 --quick                   # small runs on generated images
 
 The runs with λ = 0.2 are Figure 3's. A class counts as used if it is the largest in the label of some image of the
@@ -11,7 +11,7 @@ import itertools
 import sys
 
 from experiments import pairs
-from experiments.runner import drawing, report
+from experiments.runner import report
 from experiments.runner.main import Experiment
 from harness.exits import InputError
 
@@ -53,7 +53,7 @@ def markdown(rows, described):
 
 
 def make_report(settings):
-    """The shares of classes used over the epochs as a figure, and the table."""
+    """No figure, and the table as rows and as text."""
     runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds)
     for run in report.listed({key: found for key, found in runs.items() if key[1] == "maxl"}):
         if run.settings.get("entropy_weight", LAMBDA) != LAMBDA:
@@ -61,12 +61,8 @@ def make_report(settings):
                 f"{run.folder} was run with λ = {run.settings['entropy_weight']}, and Table 3 is of {LAMBDA} and 0; "
                 "move it away, or name another folder with --out"
             )
-    rows, described = table(runs, settings), pairs.describe(runs)
-    figure = drawing.draw_curves(runs, settings.pairs, SHOWN, "share of classes used", lambda run: run.column(USED))
-    for axes in figure.axes[: len(settings.pairs)]:  # from 0 to 1; the enlarged half keeps its scale
-        axes.set_ylim(0, 1.05)
-    drawing.caption(figure, f"{described}. {drawing.LINES}")
-    return figure, rows, markdown(rows, described)
+    rows = table(runs, settings)
+    return None, rows, markdown(rows, pairs.describe(runs))
 
 
 def plan(settings, options=()):

@@ -41,16 +41,14 @@ def load_trained(run, task, device):
     """The networks of a RunOnDisk, the run of a Task, as Trained: on `device`, in evaluation mode, in fp32.
 
     The run's rows become the checkpoint's: those of a run at work may be of a later epoch than the curves read before.
-    Raises InputError if there is no whole checkpoint, or if it is of another task.
+    Raises InputError if there is no checkpoint, or if it is damaged or of another task.
     """
-    path, previous = run.folder / "checkpoint.pt", run.folder / "checkpoint.previous.pt"
-    # a run at work replaces one by the other, and for an instant only one of them is there
-    checkpoint = next(filter(None, (read_checkpoint(p) for p in (path, previous, path) if p.exists())), None)
-    if checkpoint is None:
-        state = "is damaged" if path.exists() else "is not there"
+    path = run.folder / "checkpoint.pt"
+    if not path.exists():
         raise InputError(
-            f"{path} {state}, and this figure needs its trained network; run it again, or choose other --seeds"
+            f"{path} is not there, and this figure needs its trained network; run it again, or choose other --seeds"
         )
+    checkpoint = read_checkpoint(path)
     if details := task.mismatch(checkpoint["settings"]):
         raise InputError(f"{path} is not the run that {run.folder.name} names ({details}); move it away")
     settings = argparse.Namespace(**checkpoint["settings"])

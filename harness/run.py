@@ -20,7 +20,7 @@ from harness.command_line import flag, show
 from harness.curves import epoch_line, plot_curves
 from harness.exits import InputError, TimeLimit
 from harness.files import write_atomically
-from harness.folder import Folder, default_folder, refuse_other
+from harness.folder import Folder, default_folder
 
 
 class Run:
@@ -50,7 +50,6 @@ class Run:
         in the midst of an epoch (Ctrl-C, SIGTERM, an error), the epochs finished before it are saved.
         """
         self.parts, self.device = parts, device
-        self.part_types = {name: type_name(part) for name, part in parts.items()}
         self.folder.take()
         if self.folder.checkpoint is not None:
             self._restore(self.folder.checkpoint)
@@ -59,7 +58,7 @@ class Run:
             self.folder.write_curves(self.rows)
             self._plot()
         else:
-            session = {"command": self.command, "part_types": self.part_types} | environment(device)
+            session = {"command": self.command} | environment(device)
             self.folder.begin(self.rows, session)
             print(self._opening_lines(session), flush=True)
         self.session_started = time.monotonic()
@@ -152,7 +151,6 @@ class Run:
         return copied_to_cpu({
             "settings": self.folder.settings,
             "rows": self.rows,
-            "part_types": self.part_types,
             "parts": {
                 name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
                 for name, part in self.parts.items()
@@ -176,9 +174,6 @@ class Run:
                 print(f"warning: {error}", file=sys.stderr)
 
     def _restore(self, checkpoint):
-        theirs = checkpoint["part_types"]
-        ours = dict.fromkeys(theirs, "not there") | self.part_types
-        refuse_other(ours, theirs, f"the checkpoint in {self.folder.path}")
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
@@ -233,12 +228,6 @@ class Meter:
                 columns.setdefault(name, []).append(value)
         means = {f"{self.name}_{name}": math.fsum(values) / len(values) for name, values in columns.items()}
         return means | {f"seconds_{self.name}": time.perf_counter() - self.start}
-
-
-def type_name(part):
-    """The class of a part of a checkpoint; of a network, that of its trunk too: "SGD", "Network on VGG16"."""
-    trunk = getattr(part, "trunk", None)
-    return type(part).__name__ + (f" on {type(trunk).__name__}" if trunk is not None else "")
 
 
 def copied_to_cpu(value):

@@ -141,26 +141,6 @@ def test_a_setting_that_was_not_there_is_a_difference():
     assert differences(ours, {"script": "a", "psi": [3, 3, 4]}) == said
 
 
-def test_another_optimizer_is_refused_in_one_sentence(monkeypatch, capsys):
-    assert toy("--epochs", 1, "--out", "r") == 0
-    monkeypatch.setattr(toy_script, "make_optimizer", lambda network, settings: torch.optim.Adam(network.parameters()))
-    assert toy("--out", "r", "--resume") == 2
-    error = capsys.readouterr().err
-    assert "is of another experiment (optimizer was SGD, now Adam)" in error and error.count("\n") == 1
-    assert epochs_saved(Path("r")) == 1
-
-
-def test_a_checkpoint_of_the_code_before_part_types_is_refused_in_one_sentence(capsys):
-    assert toy("--epochs", 1, "--out", "r") == 0
-    saved = torch.load("r/checkpoint.pt", weights_only=True)
-    del saved["part_types"]
-    torch.save(saved, "r/checkpoint.pt")
-    assert toy("--out", "r", "--resume") == 2
-    error = capsys.readouterr().err
-    assert "r/checkpoint.pt is of an earlier version of this code; resume with that, or" in error
-    assert error.count("\n") == 1
-
-
 # --- memory and disk --------------------------------------------------------------------------------
 
 

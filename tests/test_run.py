@@ -35,7 +35,7 @@ def test_a_run_writes_settings_curves_picture_and_checkpoint(name, whole_run):
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     expected = {"epoch", "learning_rate", "train_primary_loss", "train_primary_accuracy", "seconds_train",
                 "test_primary_loss", "test_primary_accuracy", "seconds_test"}  # fmt: skip
-    parts = {"network": "Network on VGG16", "optimizer": "SGD", "scheduler": "StepLR", "generator": "Generator"}
+    parts = {"network", "optimizer", "scheduler", "generator"}
     if name != "model_vgg_single":
         expected |= {"train_auxiliary_loss", "train_auxiliary_accuracy"}
     if name == "model_vgg_human":
@@ -43,10 +43,9 @@ def test_a_run_writes_settings_curves_picture_and_checkpoint(name, whole_run):
     if name == "model_vgg_maxl":
         expected |= {"label_learning_rate", "train_label_entropy", "train_auxiliary_classes_used",
                      "meta_lookahead_primary_loss", "meta_mean_label_entropy", "seconds_meta"}  # fmt: skip
-        parts |= {"label_generator": "LabelGenerator on VGG16", "label_optimizer": "SGD", "label_scheduler": "StepLR"}
+        parts |= {"label_generator", "label_optimizer", "label_scheduler"}
     assert expected <= rows[0].keys()
-    assert parts.items() <= settings["part_types"].items()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["parts"].keys() == settings["part_types"].keys()
+    assert torch.load(folder / "checkpoint.pt", weights_only=True)["parts"].keys() == parts
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(whole_run):

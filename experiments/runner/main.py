@@ -11,7 +11,6 @@ from experiments.runner import report
 from experiments.runner.cluster import Cluster, executor_parameters
 from experiments.runner.here import Here, run_tasks
 from experiments.runner.progress import show_plan, show_status
-from experiments.runner.ready import fetch_data
 from experiments.runner.task import check_plan
 from harness.command_line import Parser
 from harness.exits import InputError, TimeLimit, run_main
@@ -24,7 +23,7 @@ class Experiment:
     name: str  # of its default folder and its files
     doc: str  # for --help
     plan: Callable  # (settings, options of the runs) -> the Tasks, in the order in which they are to start
-    report: Callable  # settings -> a matplotlib Figure, the table as dicts, and as text in Markdown
+    report: Callable  # settings -> a matplotlib Figure or None, the table as dicts, and as text in Markdown
     add_options: Callable  # adds its own options, which choose the runs, to a parser
     full: dict  # what these options and --seeds are if not given,
     quick: dict  # and with --quick
@@ -120,3 +119,18 @@ class Experiment:
     def __call__(self):
         """The command; returns the exit code."""
         return run_main(self.main, how_to_go_on="the same command goes on after each run's last finished epoch")
+
+
+def fetch_data(tasks):
+    """Fetch and check the data once, before runs side by side do; raises InputError with a line for what is missing."""
+    missing, found = [], []
+    for data, dataset, root in {(task.data, task.settings.dataset, task.settings.data_root): 0 for task in tasks}:
+        try:
+            data.read(dataset, root)
+            found.append(dataset)
+        except InputError as error:
+            missing.append(str(error))
+    if missing and found:
+        missing.append(f"What is there can be run without the rest: --datasets {' '.join(found)}")
+    if missing:
+        raise InputError("\n".join(missing))

@@ -209,13 +209,17 @@ def markdown_table(heading, lines):
 
 
 def write(root, name, figure, rows, text):
-    """Write NAME.png, NAME.pdf, NAME.md and NAME.csv into `root`, and say so. rows: dicts with the same keys."""
+    """Write NAME.png and NAME.pdf, unless figure is None, NAME.md and NAME.csv into `root`, and say so.
+
+    rows: dicts with the same keys.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "pdf"):
+    endings = ["png", "pdf"] if figure else []
+    for ending in endings:
         figure.savefig(root / f"{name}.{ending}", dpi=200)
     (root / f"{name}.md").write_text(text, encoding="utf-8")
     with open(root / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{name}.png, {name}.pdf, {name}.md and {name}.csv are in {root}")
+    print(f"{', '.join(f'{name}.{ending}' for ending in [*endings, 'md', 'csv'])} are in {root}")
