@@ -12,7 +12,6 @@ does not name.
 
 import dataclasses
 import functools
-import itertools
 import sys
 
 from experiments import pairs
@@ -47,12 +46,6 @@ def task(method, pair, seed, root, options=()):
     return dataclasses.replace(one, name=f"maxl-{one.name}") if method in VARIATIONS else one
 
 
-def plan(settings, options=()):
-    """The runs of settings.methods, .pairs and .seeds, seed by seed; Single's once for each primary level."""
-    parts = itertools.product(settings.seeds, settings.pairs, settings.methods)
-    return [task(method, pair, seed, settings.out, options) for seed, pair, method in parts]
-
-
 def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds, task)
@@ -70,7 +63,7 @@ def make_report(settings):
 
 
 experiment = Experiment(
-    "appendix_e", __doc__, plan, make_report,
+    "appendix_e", __doc__, functools.partial(pairs.plan, task=task), make_report,
     functools.partial(pairs.add_options, methods=SHOWN, default=["all"], pairs="20-100"),
     full={"pairs": ["20-100"], "methods": list(SHOWN), "seeds": pairs.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",

@@ -35,7 +35,7 @@ def table(runs, methods, settings):
         found = runs.get((pair, method), {})
         finished = [run for run in found.values() if run.finished]
         gains = report.gains(found, runs.get((pair, "single"), {})) if method != "single" else []
-        row |= {"gain_n": len(gains)} | report.spread_columns(gain=gains)
+        row |= report.spread_columns(gain=gains)
         row["paper_maxl"] = pairs.PAPER.get(pair) if method == "maxl" and not generated else None
         row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
         row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))
@@ -46,7 +46,7 @@ def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
     columns = pairs.HEAD | {
         "final epoch": ("final", 2), "best epoch": ("best", 2),
-        "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]) if row["gain_n"] else "",
+        "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]),
         "n": "n", "paper": lambda row: f"{row['paper_maxl']:.2f}" if row["paper_maxl"] else "",
         "time of a run": lambda row: f"{row['seconds_per_run'] / 60:.1f} min" if row["seconds_per_run"] else "",
         "device": "device", "missing": "missing",

@@ -9,12 +9,12 @@ Needs scikit-learn (pip install scikit-learn).
 """
 
 import argparse
+import functools
 import sys
 
 import numpy as np
 from tqdm import tqdm
 
-import create_dataset
 from experiments import pairs, trained
 from experiments.pairs import METHODS, PAIRS
 from experiments.runner import drawing, report
@@ -69,9 +69,8 @@ def measure_and_embed(runs, settings):
     device = select_device(argparse.Namespace(device="auto"))
     test = trained.load_test(runs, settings.data_root, device)
     every, drawn = test.labels.cpu(), {}
-    # class-balanced, and in a random order, so that no class lies on top of another as a whole
-    subset = create_dataset.balanced_subset(every, min(DRAWN, len(every)), SEED).numpy()
-    subset = np.random.default_rng(SEED).permutation(subset)
+    # in a random order, so that no class lies on top of another as a whole
+    subset = trained.random_subset(every, min(DRAWN, len(every)), SEED)
     with tqdm(total=sum(map(len, runs.values())), desc="features", disable=None) as bar:
         for (pair, method), found in runs.items():
             labels = every[:, PAIRS[pair][0]].numpy()
@@ -138,7 +137,6 @@ def markdown(rows, described, settings, count):
 
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    trained.require_scikit_learn("figure5")
     runs = pairs.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
     (drawn, count), described = measure_and_embed(runs, settings), pairs.describe(runs)
     shown = {method: METHODS[method] for method in THREE}
@@ -148,23 +146,10 @@ def make_report(settings):
     return figure, rows, markdown(rows, described, settings, count)
 
 
-def plan(settings, options=()):
-    """Figure 3's runs of the three methods; what the figure will need is asked for before they start."""
-    trained.require_scikit_learn("figure5")
-    settings.methods = THREE
-    return pairs.plan(settings, trained.with_data_root(settings, options))
-
-
-def add_options(parser):
-    """Add --pairs and --data-root."""
-    pairs.add_pairs(parser, "3-10, 20-100")
-    trained.add_data_root(parser)
-
-
 experiment = Experiment(
-    "figure5", __doc__, plan, make_report, add_options,
-    full={"pairs": ["3-10", "20-100"], "seeds": pairs.SEEDS},
-    quick={"pairs": ["3-10", "20-100"], "seeds": [0]}, folder="figure3",
+    "figure5", __doc__, pairs.plan, make_report, functools.partial(pairs.add_pairs, default="3-10, 20-100"),
+    full={"pairs": ["3-10", "20-100"], "methods": THREE, "seeds": pairs.SEEDS},
+    quick={"pairs": ["3-10", "20-100"], "seeds": [0]}, folder="figure3", needs_scikit_learn=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -29,14 +29,19 @@ AUXILIARY, IMAGES = 3, 5  # classes of each primary class, and images of each of
 RANDOM_DRAWS = 100  # of random labels
 
 
-def chosen_classes(settings):
-    """Ids of the primary classes to draw. Raises InputError for a name that the level does not have."""
-    names = pairs.class_names(settings.pairs[0])
-    wanted = settings.classes or (CLASSES if set(CLASSES) <= set(names) else names[: len(CLASSES)])
+def chosen_classes(wanted, names):
+    """Ids of the primary classes to draw, by their names. Raises InputError for one that is not among `names`."""
     for name in wanted:
         if name not in names:
             raise InputError(f"--classes {name} is not among the {len(names)} primary classes: {', '.join(names)}")
     return [names.index(name) for name in wanted]
+
+
+def chosen_of(settings):
+    """chosen_classes of settings.classes or, if that is empty, of the paper's, as far as the level has them."""
+    names = pairs.class_names(settings.pairs[0])
+    default = CLASSES if set(CLASSES) <= set(names) else names[: len(CLASSES)]
+    return chosen_classes(settings.classes or default, names)
 
 
 def top_images(labels, primary, psi, primary_class, seed=0):
@@ -145,8 +150,7 @@ COLUMNS = {
 
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    trained.require_scikit_learn("figure6")
-    classes, pair = chosen_classes(settings), settings.pairs[0]
+    classes, pair = chosen_of(settings), settings.pairs[0]
     device, level = select_device(argparse.Namespace(device="auto")), pairs.PAIRS[pair][0]
     runs = pairs.read_runs(settings.out, ["maxl"], [pair], settings.seeds)
     found, described = runs[pair, "maxl"], pairs.describe(runs)
@@ -184,11 +188,9 @@ def make_report(settings):
 
 
 def plan(settings, options=()):
-    """MAXL's runs; what the figure will need is asked for before they start."""
-    trained.require_scikit_learn("figure6")
-    chosen_classes(settings)
-    settings.methods = ["maxl"]
-    return pairs.plan(settings, trained.with_data_root(settings, options))
+    """MAXL's runs; a class that there is not is said before they start."""
+    chosen_of(settings)
+    return pairs.plan(settings, options)
 
 
 def add_options(parser):
@@ -196,12 +198,12 @@ def add_options(parser):
     add = parser.add_argument
     add("--pairs", nargs=1, choices=pairs.PAIRS, metavar="P-A", help="one pair (default: 20-100)")
     add("--classes", nargs="+", metavar="NAME", help=f"primary classes (default, of 20: {' '.join(CLASSES)})")
-    trained.add_data_root(parser)
 
 
 experiment = Experiment(
     "figure6", __doc__, plan, make_report, add_options,
-    full={"pairs": ["20-100"], "seeds": pairs.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+    full={"pairs": ["20-100"], "methods": ["maxl"], "seeds": pairs.SEEDS},
+    quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3", needs_scikit_learn=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from experiments.datasets.registry import DATASETS
 from experiments.runner import report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
-from harness.exits import InputError
 
 PSI = 3
 COLUMNS = {
@@ -43,18 +42,15 @@ def spread(labels, primary, classes):
     return found
 
 
-def chosen_classes(settings):
-    """Ids of the primary classes to draw. Raises InputError for one that the dataset does not have."""
+def chosen_of(settings):
+    """figure6.chosen_classes of settings.classes or, if that is empty, of the first ten."""
     names = list(map(str, range(DATASETS[settings.datasets[0]].classes)))
-    for name in settings.classes:
-        if name not in names:
-            raise InputError(f"--classes {name} is not among the {len(names)} classes, 0 to {names[-1]}")
-    return [names.index(name) for name in settings.classes or names[:10]]
+    return figure6.chosen_classes(settings.classes or names[:10], names)
 
 
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    shown = chosen_classes(settings)
+    shown = chosen_of(settings)
     (dataset,), device = settings.datasets, select_device(argparse.Namespace(device="auto"))
     runs = table1.read_runs(settings.out, [dataset], [PSI], settings.seeds)
     found, described, classes = runs[dataset, PSI], table1.describe(runs), DATASETS[dataset].classes
@@ -76,9 +72,8 @@ def make_report(settings):
 
 def plan(settings, options=()):
     """Table 1's runs of MAXL with ψ[i] = 3."""
-    chosen_classes(settings)
-    (dataset,), options = settings.datasets, trained.with_data_root(settings, options)
-    return [table1.task(dataset, PSI, seed, settings.out, options) for seed in settings.seeds]
+    chosen_of(settings)
+    return [table1.task(settings.datasets[0], PSI, seed, settings.out, options) for seed in settings.seeds]
 
 
 def add_options(parser):
@@ -86,7 +81,6 @@ def add_options(parser):
     add = parser.add_argument
     add("--datasets", nargs=1, choices=DATASETS, metavar="NAME", help="one dataset (default: mnist)")
     add("--classes", nargs="+", metavar="N", help="primary classes to draw (default: the first ten)")
-    trained.add_data_root(parser)
 
 
 experiment = Experiment(

@@ -42,35 +42,15 @@ def at_equal_fit(run, levels):
 
 
 def table(runs):
-    """A dict a cell: pair, method, training accuracy in %, test accuracy in % over the finished runs if all got there."""
+    """A dict a row: pair, training accuracy, method, test accuracy in % over the finished runs if all got there."""
     rows = []
     for (pair, method), found in runs.items():
         curves = [at_equal_fit(run, LEVELS) for run in found.values() if run.finished]
         for level, *values in zip(LEVELS.tolist(), *curves):
             if curves and not np.isnan(values).any():
-                row = {"pair": pair, "method": METHODS[method].label, "n": len(curves), "training_accuracy": level}
+                row = {"pair": pair, "training_accuracy": level, "method": METHODS[method].label, "n": len(curves)}
                 rows.append(row | report.spread_columns(test=values))
-    return rows
-
-
-def markdown(rows, described, settings):
-    """A table a pair as Markdown, a line a training accuracy, a column a method."""
-    text = (
-        "Test accuracy of the primary task in % at a training accuracy, mean ± standard deviation over the finished "
-        f"runs ({described}). The training accuracy is that of the first pass, on augmented batches while the weights "
-        "change. Both accuracies are means over epochs of about the same training accuracy, weighted by "
-        f"exp(-d² / 2·{NEAR}²), d in points; a halving of the learning rate lifts both accuracies, so compare where it "
-        "is still to come for all, or past for all.\n"
-    )
-    for pair in settings.pairs:
-        cells = {}
-        for row in (row for row in rows if row["pair"] == pair):
-            cell = report.with_spread(row["test_mean"], row["test_std"], digits=1)
-            cells.setdefault(row["training_accuracy"], {})[f"{row['method']}, n = {row['n']}"] = cell
-        headings = list(dict.fromkeys(heading for line in cells.values() for heading in line))
-        lines = [[str(level), *(cells[level].get(heading, "") for heading in headings)] for level in sorted(cells)]
-        text += "\n" + report.markdown_table([f"{pairs.title(pair)}, training accuracy", *headings], lines)
-    return text
+    return sorted(rows, key=lambda row: (row["pair"], row["training_accuracy"]))
 
 
 def make_report(settings):
@@ -84,7 +64,15 @@ def make_report(settings):
         over=("training accuracy (%)", GRID),
     )  # fmt: skip
     drawing.caption(figure, f"{described}. {drawing.LINES}")
-    return figure, rows, markdown(rows, described, settings)
+    columns = {"training accuracy (%)": "training_accuracy", "test accuracy (%)": ("test", 1), "n": "n"}
+    text = (
+        "Test accuracy of the primary task at a training accuracy, mean ± standard deviation over n finished runs "
+        f"({described}). The training accuracy is that of the first pass, on augmented batches while the weights "
+        "change. Both accuracies are means over epochs of about the same training accuracy, weighted by "
+        f"exp(-d² / 2·{NEAR}²), d in points; a halving of the learning rate lifts both accuracies, so compare where it "
+        "is still to come for all, or past for all.\n\n"
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns)
+    return figure, rows, text
 
 
 experiment = Experiment(

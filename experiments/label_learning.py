@@ -8,6 +8,7 @@ class that the first weights gave them, the labels are those of a random network
 """
 
 import argparse
+import functools
 import math
 import sys
 
@@ -92,21 +93,10 @@ def make_report(settings):
     return figure, rows, text
 
 
-def plan(settings, options=()):
-    """MAXL with both weights of the entropy loss."""
-    settings.methods = list(SHOWN)
-    return pairs.plan(settings, trained.with_data_root(settings, options))
-
-
-def add_options(parser):
-    """Add --pairs and --data-root."""
-    pairs.add_pairs(parser, default="20-100")
-    trained.add_data_root(parser)
-
-
 experiment = Experiment(
-    "label_learning", __doc__, plan, make_report, add_options,
-    full={"pairs": ["20-100"], "seeds": pairs.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+    "label_learning", __doc__, pairs.plan, make_report, functools.partial(pairs.add_pairs, default="20-100"),
+    full={"pairs": ["20-100"], "methods": list(SHOWN), "seeds": pairs.SEEDS},
+    quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What a run has trained, back from its checkpoint: for figures that look into the networks, not at the curves."""
 
 import argparse
-import importlib.util
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import create_dataset
@@ -16,25 +16,6 @@ class Trained(NamedTuple):
     network: torch.nn.Module
     label_generator: object  # None for the methods that have none
     settings: argparse.Namespace
-
-
-def require_scikit_learn(name):
-    """Raise InputError if scikit-learn, which nothing else needs, is not installed."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise InputError(f"{name} needs the package scikit-learn: pip install scikit-learn")
-
-
-def add_data_root(parser):
-    """Add --data-root: the scripts' own option, which here also moves the data that a figure is drawn from."""
-    parser.add_argument(
-        "--data-root", metavar="DIR",
-        help="folder that holds, or will hold, the data (default: dataset; with --plot, the runs' own)",
-    )  # fmt: skip
-
-
-def with_data_root(settings, options):
-    """The options of the runs, with --data-root if it was given."""
-    return [*options, *(["--data-root", settings.data_root] if settings.data_root else [])]
 
 
 def load_trained(run, task, device):
@@ -81,6 +62,11 @@ def load_test(runs, data_root, device):
     """The test Split of {(pair, method): {seed: RunOnDisk}}, which are alike in their dataset."""
     few = create_dataset.LEVEL_CLASSES[-1]  # training images, which are not needed: the fewest that there can be
     return load_data(listed(runs)[0], data_root, device, train_images=few)[1]
+
+
+def random_subset(labels, count, seed):
+    """Indices (count,) of a class-balanced subset of images with labels (N, levels), in a random order, in numpy."""
+    return np.random.default_rng(seed).permutation(create_dataset.balanced_subset(labels, count, seed).numpy())
 
 
 def class_names(runs, level):

@@ -1,6 +1,7 @@
 """Figure 5, and what it shares with Figure 6: features from checkpoints, and numbers on features that are known."""
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from experiments import figure5, trained
 from harness import exits
 
 needs_scikit_learn = pytest.mark.skipif(
-    not trained.importlib.util.find_spec("sklearn"), reason="scikit-learn is not installed"
+    not importlib.util.find_spec("sklearn"), reason="scikit-learn is not installed"
 )
 OF_3_10 = {
     "single": ("single-3-seed0", "model_vgg_single", []),
@@ -186,7 +187,7 @@ def test_what_cannot_be_drawn_is_one_sentence(capsys):
 
 
 def test_without_scikit_learn_one_sentence_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(trained.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for arguments in (["--dry-run"], ["--plot"]):
         assert exits.run_main(figure5.experiment.main, [*arguments, "--out", "r"]) == 2
         assert capsys.readouterr().err == "error: figure5 needs the package scikit-learn: pip install scikit-learn\n"

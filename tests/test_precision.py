@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import TINY, run_script
 
+import create_dataset
 import maxl
 from benchmarks import precision, step_cost
 

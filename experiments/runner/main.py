@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -25,9 +26,10 @@ class Experiment:
     plan: Callable  # (settings, options of the runs) -> the Tasks, in the order in which they are to start
     report: Callable  # settings -> a matplotlib Figure or None, the table as dicts, and as text in Markdown
     add_options: Callable  # adds its own options, which choose the runs, to a parser
-    full: dict  # what these options and --seeds are if not given,
+    full: dict  # what these options and --seeds are if not given, and what has no option, such as methods,
     quick: dict  # and with --quick
     folder: str = ""  # of its runs, in runs/, where they are another experiment's too; by default its name
+    needs_scikit_learn: bool = False
 
     def parse(self, argv=None):
         """The command line: the runner's and the experiment's settings, and the options that go to the runs."""
@@ -43,6 +45,8 @@ class Experiment:
         )  # fmt: skip
         folder = f"runs/{self.folder or self.name}"
         add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: {folder})")
+        add("--data-root", metavar="DIR",
+            help="folder that holds, or will hold, the data (default: dataset; with --plot, the runs' own)")  # fmt: skip
         narrowed = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in self.quick.items())
         add("--quick", action="store_true", help=f"small runs on generated images: {narrowed} (default: off)")
         what = parser.add_mutually_exclusive_group()
@@ -59,7 +63,7 @@ class Experiment:
             raise InputError(f"--jobs {settings.jobs} is out of range; give 1 or more")
         settings.drawn_as = self.name
         for name, value in (self.full | (self.quick if settings.quick else {})).items():
-            given = list(dict.fromkeys(getattr(settings, name) or value))  # each once
+            given = list(dict.fromkeys(getattr(settings, name, None) or value))  # each once
             setattr(settings, name, given)
             if name != "methods" and set(given) != set(value):  # of the methods all that there are are drawn
                 settings.drawn_as += "".join(f"-{'seed' * (name == 'seeds')}{one}" for one in given)
@@ -67,6 +71,7 @@ class Experiment:
             if not 0 <= seed < 2**63:
                 raise InputError(f"--seeds {seed} is out of range; give 0 or positive numbers below 2**63")
         settings.out = Path(os.path.expanduser(settings.out or folder + ("-quick" if settings.quick else "")))
+        options += ["--data-root", settings.data_root] if settings.data_root else []
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 
     def tasks(self, settings, options):
@@ -82,6 +87,8 @@ class Experiment:
 
     def main(self, argv=None):
         settings, options = self.parse(argv)
+        if self.needs_scikit_learn and importlib.util.find_spec("sklearn") is None:
+            raise InputError(f"{self.name} needs the package scikit-learn: pip install scikit-learn")
         if settings.plot:
             if options:  # they change nothing that is there, but what no run knows is said
                 check_plan(self.plan(settings, options), options)

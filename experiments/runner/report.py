@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import math
 import statistics
 
@@ -54,6 +55,22 @@ def run_of(task):
     if details := task.mismatch(run.settings):
         raise InputError(f"{task.folder} is not the run that its name says ({details}); move it away, or rename it")
     return run
+
+
+def read_runs(task_of, root, groups, methods, seeds):
+    """{(group, method): {seed: RunOnDisk}} of all runs in the folder `root` that have curves.
+
+    task_of: (group, method, seed) -> a Task. groups: pairs or datasets. Raises InputError as run_of does, and if there
+    are none.
+    """
+    runs = {}
+    for group, method, seed in itertools.product(groups, methods, seeds):
+        run = run_of(task_of(group, method, seed))
+        if run is not None:
+            runs.setdefault((group, method), {})[seed] = run
+    if not runs:
+        raise InputError(f"there are no runs of {', '.join(groups)} with these seeds in {root} yet; start them first")
+    return runs
 
 
 def listed(runs):
@@ -163,7 +180,9 @@ def spread_columns(**columns):
 
 
 def with_spread(mean, spread, digits=2):
-    """ "72.00 ± 2.00", or the mean alone if there is no spread."""
+    """ "72.00 ± 2.00", the mean alone if there is no spread, nothing if there is no mean."""
+    if mean is None:
+        return ""
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 

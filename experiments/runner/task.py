@@ -21,12 +21,6 @@ def name_of(argument):
     return argument.split("=")[0].removeprefix("--").replace("-", "_")
 
 
-def with_defaults(options, defaults):
-    """The options of the runs, and those of {option: value} that are not among them."""
-    given = {name_of(option) for option in options}
-    return [*options, *(text for pair in defaults.items() if name_of(pair[0]) not in given for text in pair)]
-
-
 @functools.cache
 def settings_of(script):
     """The names of all settings of a script."""
