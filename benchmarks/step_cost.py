@@ -157,15 +157,11 @@ def step_costs(bench, repeats):
     return {"forward_flops_per_image": forward / bench.batch_size, "steps": steps, "epoch_seconds": epochs}
 
 
-def heading(results):
-    """The first lines of a table: the command, and where and when it ran."""
-    where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["environment"].items())
-    return [f"`{results['command']}`", "", f"{where}.", ""]
-
-
 def markdown(results):
     """The table as Markdown."""
-    lines = heading(results) + [
+    where = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in results["environment"].items())
+    lines = [
+        f"`{results['command']}`", "", f"{where}.", "",
         f"{results['backbone']}, width {results['width']}, batches of {results['batch_size']}, {results['precision']}"
         f"{', channels last' * results['channels_last']}; median of {results['repeats']} interleaved rounds after one "
         f"of warm-up. One forward pass F is {results['forward_flops_per_image'] / 1e9:.3f} GFLOP an image. Memory is "
@@ -184,55 +180,43 @@ def markdown(results):
     return "\n".join(lines) + "\n"
 
 
-def make_parser(doc):
-    """A parser with the options that both benchmarks have."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
-    add("--width", type=float, default=1.0, help="multiplier of the backbone's channels (default: %(default)s)")
-    add("--batch-size", type=int, default=100, help="(default: %(default)s)")
-    add("--out", type=Path, metavar="DIR", help="also write the results there (default: print only)")
-    return parser
-
-
-def parse(parser, argv, name):
-    """The command line: (arguments, device, the first entries of the results). name: of the benchmark."""
-    arguments = parser.parse_args(argv)
-    least = {"batch_size": 2, "threads": 1, "repeats": 1, "train_steps": 0}
-    for option, value in vars(arguments).items():
-        if option in least and value is not None and value < least[option]:
-            raise InputError(f"--{option.replace('_', '-')} {value} is out of range; give {least[option]} or more")
-    if not 1 / 64 <= arguments.width <= 16:
-        raise InputError(f"--width {arguments.width} is out of range; give 1/64 to 16")
-    device = select_device(arguments)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    command = " ".join([f"python -m benchmarks.{name}", *(sys.argv[1:] if argv is None else argv)])
-    return arguments, device, {"command": command, "environment": environment(device)}
-
-
-def report(results, table, out, name):
-    """Print the table; write it and the results to the folder `out` unless that is None."""
-    print(table)
-    if out is None:
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
-    (out / f"{name}.md").write_text(table, encoding="utf-8")
-
-
-def main(argv=None):
-    parser = make_parser(__doc__)
+def parse(argv):
+    """The command line's arguments. Raises InputError for one out of range."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--backbone", choices=BACKBONES, default="vgg16", help=f"{', '.join(BACKBONES)} (default: %(default)s)")
+    add("--width", type=float, default=1.0, help="multiplier of the backbone's channels (default: %(default)s)")
+    add("--batch-size", type=int, default=100, help="(default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="as in the scripts (default: fp32)")
     add("--channels-last", action="store_true", help="another memory layout (default: off)")
     add("--repeats", type=int, default=5, help="rounds, after one of warm-up (default: %(default)s)")
-    arguments, device, results = parse(parser, argv, "step_cost")
+    add("--out", type=Path, metavar="DIR", help="also write the results there (default: print only)")
+    arguments = parser.parse_args(argv)
+    ranges = {"batch_size": (2, 10**6), "threads": (1, 1024), "repeats": (1, 10**6), "width": (1 / 64, 16)}
+    for option, (least, most) in ranges.items():
+        value = getattr(arguments, option)
+        if value is not None and not least <= value <= most:
+            raise InputError(f"--{option.replace('_', '-')} {value} is out of range; give {least} to {most}")
+    return arguments
+
+
+def main(argv=None):
+    arguments = parse(argv)
+    device = select_device(arguments)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    command = " ".join(["python -m benchmarks.step_cost", *(sys.argv[1:] if argv is None else argv)])
     sizes = {k: getattr(arguments, k) for k in ("width", "batch_size", "backbone", "precision", "channels_last")}
-    results |= sizes | {"repeats": arguments.repeats} | step_costs(Bench(device, **sizes), arguments.repeats)
-    report(results, markdown(results), arguments.out, "step_cost")
+    results = {"command": command, "environment": environment(device)} | sizes | {"repeats": arguments.repeats}
+    results |= step_costs(Bench(device, **sizes), arguments.repeats)
+    table = markdown(results)
+    print(table)
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "step_cost.json").write_text(json.dumps(results, indent=2) + "\n")
+        (arguments.out / "step_cost.md").write_text(table, encoding="utf-8")
 
 
 if __name__ == "__main__":

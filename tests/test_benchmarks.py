@@ -1,4 +1,4 @@
-"""The benchmarks run, and the arithmetic they count is that of the derivation."""
+"""The benchmark runs, and the arithmetic it counts is that of the derivation."""
 
 import json
 import platform
@@ -6,8 +6,7 @@ import platform
 import pytest
 import torch
 
-import create_dataset
-from benchmarks import precision, step_cost
+from benchmarks import step_cost
 from harness.exits import InputError
 
 CPU = torch.device("cpu")
@@ -75,14 +74,6 @@ def test_rows_are_interleaved_and_the_first_round_is_not_counted():
     bench.rows = {row: lambda row=row: order.append(row) for row in "ab"}
     assert [len(seconds) for seconds in step_cost.measure(bench, repeats=2).values()] == [2, 2]
     assert order == ["a", "b"] * 3
-
-
-def test_precision_writes_its_table(tmp_path, monkeypatch):
-    monkeypatch.setitem(create_dataset.SIZES, "synthetic", (100, 100))
-    precision.main([*TINY, "--train-steps", "1", "--out", str(tmp_path)])
-    results = json.loads((tmp_path / "precision.json").read_text())
-    assert results["images"] == "synthetic" and len(results["at"]) == 2
-    assert (tmp_path / "precision.md").read_text().count("| meta-gradient | initial weights | ") == 2
 
 
 @pytest.mark.cuda
