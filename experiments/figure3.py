@@ -47,7 +47,7 @@ def markdown(rows, described):
     columns = pairs.HEAD | {
         "final epoch": ("final", 2), "best epoch": ("best", 2),
         "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]),
-        "n": "n", "paper": lambda row: f"{row['paper_maxl']:.2f}" if row["paper_maxl"] else "",
+        "n": "n", "paper": lambda row: report.with_spread(row["paper_maxl"], None),
         "time of a run": lambda row: f"{row['seconds_per_run'] / 60:.1f} min" if row["seconds_per_run"] else "",
         "device": "device", "missing": "missing",
     }  # fmt: skip

@@ -40,36 +40,25 @@ def read_runs(settings):
     return runs
 
 
-def table(runs, settings):
-    """A dict a row: pair and method, the means over the last epochs of each run, then over the seeds."""
+def make_report(settings):
+    """The figure (by filter, as in the paper), and the table of both measures."""
+    runs = read_runs(settings)
+    there, described = {method for _, method in runs}.union(WITH_AUXILIARY_TASK), pairs.describe(runs)
+    shown = {name: method for name, method in METHODS.items() if name in there}
 
     def mean_of(column):
         return lambda run: statistics.fmean(run.column(column)[-LAST_EPOCHS:])
 
-    there = {method for _, method in runs}.union(WITH_AUXILIARY_TASK)
-    shown = {name: method for name, method in METHODS.items() if name in there}
-    return pairs.table(runs, shown, settings, {name: mean_of(name) for name in COLUMNS}, unfinished=True)
-
-
-def markdown(rows, described):
-    """The table as Markdown, with what all the runs share."""
+    rows = pairs.table(runs, shown, settings, {name: mean_of(name) for name in COLUMNS}, unfinished=True)
+    figure = drawing.draw_curves(runs, settings.pairs, shown, "cosine similarity", lambda run: run.column(BY_FILTER))
+    drawing.caption(figure, f"{described}. {drawing.LINES}")
     columns = pairs.HEAD | {heading: (name, 3) for name, heading in COLUMNS.items()} | {"n": "n", "missing": "missing"}
-    return (
+    text = (
         f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
         f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
         f"({described}).\n\n"
     ) + report.rows_as_markdown(rows, columns)
-
-
-def make_report(settings):
-    """The figure (by filter, as in the paper), and the table of both measures."""
-    runs = read_runs(settings)
-    rows, described = table(runs, settings), pairs.describe(runs)
-    figure = drawing.draw_curves(
-        runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(BY_FILTER)
-    )  # fmt: skip
-    drawing.caption(figure, f"{described}. {drawing.LINES}")
-    return figure, rows, markdown(rows, described)
+    return figure, rows, text
 
 
 def similarity(name, doc, shown):

@@ -120,10 +120,16 @@ def draw(runs, drawn, shown, seed):
     return figure
 
 
-def markdown(rows, described, settings, count):
-    """The table as Markdown, with how it and the picture came about."""
+def make_report(settings):
+    """The figure, and the table as rows and as text."""
+    runs = pairs.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
+    (drawn, count), described = measure_and_embed(runs, settings), pairs.describe(runs)
+    shown = {method: METHODS[method] for method in THREE}
+    rows = pairs.table(runs, shown, settings, report.measured(MEASURES), unfinished=True)
+    figure = draw(runs, drawn, settings.pairs, settings.seeds[0])
+    drawing.caption(figure, f"{described}; drawn: seed {settings.seeds[0]}, {min(DRAWN, count)} test images")
     columns = {heading: (name, digits) for name, (heading, digits) in MEASURES.items()}
-    return (
+    text = (
         f"Features of the {count} test images, the trunk's output in evaluation mode ({described}). "
         f"Neighbours: share of the images that the vote of their {NEIGHBOURS} nearest (Euclidean) among all other test "
         "images puts into the right primary class; no training image takes part. Silhouette: of the primary classes, "
@@ -133,17 +139,7 @@ def markdown(rows, described, settings, count):
         f"subset of {min(DRAWN, count)} test images, the same in all panels, for the runs of seed "
         f"{settings.seeds[0]}; under each panel the numbers of that run, on all test images.\n\n"
     ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
-
-
-def make_report(settings):
-    """The figure, and the table as rows and as text."""
-    runs = pairs.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
-    (drawn, count), described = measure_and_embed(runs, settings), pairs.describe(runs)
-    shown = {method: METHODS[method] for method in THREE}
-    rows = pairs.table(runs, shown, settings, report.measured(MEASURES), unfinished=True)
-    figure = draw(runs, drawn, settings.pairs, settings.seeds[0])
-    drawing.caption(figure, f"{described}; drawn: seed {settings.seeds[0]}, {min(DRAWN, count)} test images")
-    return figure, rows, markdown(rows, described, settings, count)
+    return figure, rows, text
 
 
 experiment = Experiment(

@@ -27,33 +27,8 @@ PAPER = {  # test accuracy in %, share of the classes used
 }  # fmt: skip
 
 
-def table(runs, settings):
-    """A dict a row: pair and method, accuracy in % and share of classes used in the final epoch, the paper's."""
-    columns = {"accuracy": lambda run: run.accuracy[-1], "used": lambda run: run.column(USED)[-1]}
-    rows, paper = pairs.table(runs, SHOWN, settings, columns), {} if report.generated(runs) else PAPER
-    for row, (pair, method) in zip(rows, itertools.product(settings.pairs, SHOWN)):
-        row["paper_accuracy"], row["paper_used"] = paper.get(method, {}).get(pair, (None, None))
-    return rows
-
-
-def markdown(rows, described):
-    """The table as Markdown, with what all the runs share."""
-
-    def paper(name):
-        return lambda row: "" if row[name] is None else f"{row[name]:.2f}"
-
-    columns = pairs.HEAD | {
-        "test accuracy (%)": ("accuracy", 2), "in the paper (%)": paper("paper_accuracy"),
-        "classes used": ("used", 2), "in the paper": paper("paper_used"), "n": "n", "missing": "missing",
-    }  # fmt: skip
-    return (
-        f"MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
-        f"({described}).\n\n"
-    ) + report.rows_as_markdown(rows, columns)
-
-
 def make_report(settings):
-    """No figure, and the table as rows and as text."""
+    """No figure, and the table as rows and as text, both of the final epoch."""
     runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds)
     for run in report.listed({key: found for key, found in runs.items() if key[1] == "maxl"}):
         if run.settings.get("entropy_weight", LAMBDA) != LAMBDA:
@@ -61,8 +36,22 @@ def make_report(settings):
                 f"{run.folder} was run with λ = {run.settings['entropy_weight']}, and Table 3 is of {LAMBDA} and 0; "
                 "move it away, or name another folder with --out"
             )
-    rows = table(runs, settings)
-    return None, rows, markdown(rows, pairs.describe(runs))
+    numbers = {"accuracy": lambda run: run.accuracy[-1], "used": lambda run: run.column(USED)[-1]}
+    rows, paper = pairs.table(runs, SHOWN, settings, numbers), {} if report.generated(runs) else PAPER
+    for row, (pair, method) in zip(rows, itertools.product(settings.pairs, SHOWN)):
+        row["paper_accuracy"], row["paper_used"] = paper.get(method, {}).get(pair, (None, None))
+    columns = pairs.HEAD | {
+        "test accuracy (%)": ("accuracy", 2),
+        "in the paper (%)": lambda row: report.with_spread(row["paper_accuracy"], None),
+        "classes used": ("used", 2),
+        "in the paper": lambda row: report.with_spread(row["paper_used"], None),
+        "n": "n", "missing": "missing",
+    }  # fmt: skip
+    text = (
+        "MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
+        f"({pairs.describe(runs)}).\n\n"
+    ) + report.rows_as_markdown(rows, columns)
+    return None, rows, text
 
 
 experiment = Experiment(

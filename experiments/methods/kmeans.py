@@ -13,6 +13,7 @@ The images of primary class i are clustered into psi[i] clusters, which are its 
 The centroids start as images' codes by k-means++. Not yet run at full length.
 """
 
+import functools
 import math
 import sys
 
@@ -32,6 +33,7 @@ FORGET = 0.99  # weight of the past in a centroid, an iteration: the codes chang
 STARVED = 0.05  # a cluster with less than this share of the mean of its primary class is started anew
 
 make_networks = model_vgg_human.make_networks
+parse = functools.partial(random_labels.parse, doc=__doc__)
 
 
 class AutoEncoder(nn.Module):
@@ -154,11 +156,6 @@ class ClusterLabels:
         loss.backward()
         self.optimizer.step()
         return self.clusters.update(codes.detach(), primary)
-
-
-def parse(argv=None):
-    """The command line's settings. Raises InputError if ψ does not fit the primary level."""
-    return random_labels.parse(argv, __doc__)
 
 
 def main(argv=None):
