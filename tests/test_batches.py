@@ -12,7 +12,6 @@ from torchvision.transforms import functional as tv
 
 import create_dataset
 from create_dataset import Split, make_synthetic
-from experiments.datasets.host_split import HostSplit
 from harness.exits import InputError
 
 
@@ -220,10 +219,9 @@ def test_load_of_cifar100_takes_it_from_the_data_root(synthetic, tmp_path, monke
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("kind", [Split, HostSplit])
-def test_a_gpu_gives_the_batches_of_the_cpu(kind):
+def test_a_gpu_gives_the_batches_of_the_cpu():
     images, labels = random_images(100), numbered_labels(100)
-    cpu, gpu = Split(images, labels, "cpu"), kind(images, labels, "cuda")
+    cpu, gpu = Split(images, labels, "cpu"), Split(images, labels, "cuda")
     pairs = [*zip(cpu.train_batches(20, seeded()), gpu.train_batches(20, seeded()), strict=True)]
     pairs += zip(cpu.test_batches(30), gpu.test_batches(30), strict=True)
     assert len(pairs) == 9
@@ -234,11 +232,9 @@ def test_a_gpu_gives_the_batches_of_the_cpu(kind):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("kind", [Split, HostSplit])
-def test_no_batch_after_the_first_waits_for_the_gpu(kind):
-    split = kind(random_images(100), numbered_labels(100), "cuda")
-    passes = [split.train_batches(20, seeded()), split.test_batches(20)]
-    for batches in passes[:1] if kind is HostSplit else passes:  # a HostSplit's test batches are few, and do wait
+def test_no_batch_after_the_first_waits_for_the_gpu():
+    split = Split(random_images(100), numbered_labels(100), "cuda")
+    for batches in (split.train_batches(20, seeded()), split.test_batches(20)):
         next(batches)
         before = torch.cuda.get_sync_debug_mode()
         torch.cuda.set_sync_debug_mode("error")

@@ -9,7 +9,7 @@ from conftest import TINY, assert_one_sentence, curves
 
 import create_dataset
 from experiments.methods import table1_maxl, table1_single
-from experiments.datasets import host_split, registry
+from experiments.datasets import registry
 from harness import exits
 from harness.exits import InputError
 
@@ -79,29 +79,6 @@ def test_a_datasets_training_images_are_augmented_as_the_paper_has_it(monkeypatc
     share = (batch[:, 0, 16, 20] > batch[:, 0, 16, 10]).double().mean().item()
     assert share == 1 if name in ("mnist", "svhn", "synthetic-grey") else 0.35 < share < 0.65
     assert len(batch[:, 0, 16, 16].unique()) >= 9, "cropped at 9 places"
-
-
-@pytest.mark.parametrize("mirror", [True, False])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_images_kept_on_the_host_make_the_same_batches_to_the_bit(mirror, channels):
-    images, labels = RNG.integers(0, 256, (130, 32, 32, channels), np.uint8), torch.arange(130)[:, None] % 7
-    splits = [kind(images, labels, mirror=mirror) for kind in (create_dataset.Split, host_split.HostSplit)]
-    for pass_over in (
-        lambda split: split.train_batches(20, torch.Generator().manual_seed(3)),
-        lambda split: split.test_batches(50),
-    ):
-        ours, theirs = (list(pass_over(split)) for split in splits)
-        assert len(ours) == len(theirs)
-        for pair, other in zip(ours, theirs):
-            assert all(map(torch.equal, pair, other))
-    assert torch.equal(splits[0].images, splits[1].images) and len(splits[1]) == 130
-
-
-def test_images_stay_on_the_host_where_the_device_has_no_room_for_them(monkeypatch):
-    images, labels = np.zeros((10, 32, 32, 3), np.uint8), torch.zeros(10, 1, dtype=torch.int64)
-    for free, kind in ((2 * 10 * 40 * 40 * 3, create_dataset.Split), (2 * 10 * 40 * 40 * 3 - 1, host_split.HostSplit)):
-        monkeypatch.setattr(host_split, "free_memory", lambda device, free=free: free)
-        assert type(host_split.split_for(images, labels, "cpu")) is kind
 
 
 def test_a_subset_of_unequal_classes_takes_turns_until_a_class_is_empty():

@@ -9,7 +9,6 @@ import torch
 
 import create_dataset
 from experiments.datasets import extracted, published
-from experiments.datasets.host_split import split_for
 from harness.exits import InputError
 
 
@@ -68,11 +67,10 @@ def read(name, data_root):
 
 def load(settings, device):
     """Return the training and the test Split of settings.dataset on `device`, labels (N, 1); as create_dataset.load."""
-    mirror, channels_last = DATASETS[settings.dataset].mirror, settings.channels_last
     (images, labels), (test_images, test_labels) = read(settings.dataset, settings.data_root)
     labels, test_labels = labels[:, None], test_labels[:, None]
     if settings.train_images is not None:
         subset = create_dataset.balanced_subset(labels, settings.train_images, settings.seed)
         images, labels = images[subset.numpy()], labels[subset]
-    test = split_for(test_images, test_labels, device, channels_last, mirror)
-    return split_for(images, labels, device, channels_last, mirror), test
+    options = device, settings.channels_last, DATASETS[settings.dataset].mirror
+    return create_dataset.Split(images, labels, *options), create_dataset.Split(test_images, test_labels, *options)
