@@ -39,9 +39,7 @@ TRAIN_IMAGES, TEST_IMAGES = create_dataset.SIZES["cifar100"]
 class Bench:
     """The networks, one batch of random images, and `rows`: what is measured, {name: function without arguments}."""
 
-    def __init__(
-        self, device, width=1.0, batch_size=100, backbone="vgg16", precision="fp32", channels_last=False
-    ):  # fmt: skip
+    def __init__(self, device, width=1.0, batch_size=100, backbone="vgg16", precision="fp32", channels_last=False):
         self.device, self.batch_size = device, batch_size
         self.settings = argparse.Namespace(
             **model_vgg_maxl.SETTINGS, seed=0, precision=precision, channels_last=channels_last

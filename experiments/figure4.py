@@ -32,10 +32,8 @@ def read_runs(settings):
     runs = pairs.read_runs(settings.out, [*WITH_AUXILIARY_TASK, *OTHERS], settings.pairs, settings.seeds)
     for run in report.listed(runs):
         if not run.column(BY_FILTER):
-            command = run.settings.get("command", "its command").replace(" --resume", "")
             raise InputError(
-                f"{run.folder} was run without the cosine similarity; move it away, or replace it by "
-                f"{command} --cosine-every 10 --overwrite"
+                f"{run.folder} was run without the cosine similarity; move it away and run it anew with --cosine-every"
             )
     return runs
 

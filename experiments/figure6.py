@@ -122,13 +122,13 @@ def draw_and_measure(found, task_of, device, test, level, classes, names, captio
     """The figure of the first of {seed: RunOnDisk}, and the table's rows as dicts: a primary class, and their mean.
 
     task_of: seed -> the run's Task. test: a Split; level: of the primary classes; classes, names, captions: as in
-    draw. measure: (Trained, Task, labels) -> {column: a list of one number a class}; the rows are means over the seeds.
+    draw. measure: (Trained, labels) -> {column: a list of one number a class}; the rows are means over the seeds.
     """
     figure, measured, primary = None, [], test.labels[:, level].cpu()
     for seed, run in found.items():
         one = trained.load_trained(run, task_of(seed), device)
         labels = trained.generated_labels(one.label_generator, test, level)
-        measured.append(measure(one, task_of(seed), labels))
+        measured.append(measure(one, labels))
         if figure is None:
             words = f"{described}; drawn: seed {seed}"
             figure = draw(test.images, captions, labels, one.settings.psi, primary, classes, names, words)
@@ -157,9 +157,9 @@ def make_report(settings):
     test = trained.load_test(runs, settings.data_root, device)
     targets, names, fine = test.labels.cpu(), trained.class_names(runs, level), trained.class_names(runs, 3)
 
-    def measure(one, task, labels):
-        largest, first = labels.argmax(dim=1), trained.first_label_generator(task, one.settings, device)
-        at_first = trained.generated_labels(first, test, level, trained=False).argmax(dim=1)
+    def measure(one, labels):
+        largest = labels.argmax(dim=1)
+        at_first = trained.generated_labels(one.first_label_generator, test, level, trained=False).argmax(dim=1)
         return {
             "nmi": shared_information(largest, targets, level),
             "nmi_first": shared_information(at_first, targets, level),

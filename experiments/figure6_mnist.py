@@ -59,7 +59,7 @@ def make_report(settings):
     figure, rows = figure6.draw_and_measure(
         found, lambda seed: table1.task(dataset, PSI, seed, settings.out), device, test, 0, shown,
         [f"{c}" for c in range(classes)], [""] * len(test), described,
-        lambda one, task, labels: spread(labels, test.labels[:, 0].cpu(), classes),
+        lambda one, labels: spread(labels, test.labels[:, 0].cpu(), classes),
     )  # fmt: skip
     missing = report.missing(found, settings.seeds)
     text = (

@@ -58,11 +58,9 @@ def measure(run, task, settings, device):
     """The numbers of a RunOnDisk, the run of a Task, by the table's columns."""
     one, (train, _) = trained.load_trained(run, task, device), trained.load_data(run, settings.data_root, device)
     train.labels = torch.cat([train.labels, torch.arange(len(train), device=device)[:, None]], dim=1)
-    first, level = trained.first_label_generator(task, one.settings, device), one.settings.primary_level
-    at_start, now, other_crop = (
-        generated(label_generator, train, level, seed)
-        for label_generator, seed in ((first, 0), (one.label_generator, 0), (one.label_generator, 1))
-    )
+    first, last, level = one.first_label_generator, one.label_generator, one.settings.primary_level
+    at_start, now = (generated(label_generator, train, level, seed=0) for label_generator in (first, last))
+    other_crop = generated(last, train, level, seed=1)
     return {
         "entropy_at_start": entropy(at_start),
         "entropy": entropy(now),

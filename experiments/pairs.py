@@ -62,11 +62,6 @@ def describe(runs):
     return report.describe(runs, lambda method: METHODS[method].label)
 
 
-def run_name(method, pair, seed):
-    """The name of a run's folder; Single has no auxiliary task, so it stands once for all pairs of a primary level."""
-    return f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
-
-
 def task(method, pair, seed, root, options=(), methods=METHODS):
     """The run of one of the methods on a pair of levels from a seed, as a Task.
 
@@ -83,14 +78,13 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
     own += [*chosen.options, "--seed", str(seed)]
     scripts = [each.script for each in methods.values()]
     options = shared_options([*DEFAULTS, *options], chosen.script, scripts)
-    return Task(run_name(method, pair, seed), method, chosen.script, tuple(own), root, options)
+    # Single has no auxiliary task, so it stands once for all pairs of a primary level
+    name = f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
+    return Task(name, method, chosen.script, tuple(own), root, options)
 
 
 def plan(settings, options=(), task=task):
-    """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case.
-
-    task: as in this module.
-    """
+    """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case."""
     methods = sorted(settings.methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
     return [
         task(method, pair, seed, settings.out, options)

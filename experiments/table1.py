@@ -38,18 +38,14 @@ PAPER = {  # mean, ± in %
 }
 
 
-def run_name(dataset, method, seed):
-    """The name of a run's folder; method: SINGLE, or MAXL's ψ[i]."""
-    return f"single-{dataset}-seed{seed}" if method == SINGLE else f"maxl-{dataset}-psi{method}-seed{seed}"
-
-
 def task(dataset, method, seed, root, options=()):
-    """The run of a method on a dataset from a seed, as a Task."""
+    """The run of a method, SINGLE or MAXL's ψ[i], on a dataset from a seed, as a Task."""
     own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone, "--seed", str(seed)]
-    own += [] if method == SINGLE else ["--psi", str(method)]
-    kind = SINGLE if method == SINGLE else "maxl"
+    kind, name = SINGLE, f"single-{dataset}-seed{seed}"
+    if method != SINGLE:
+        kind, name = "maxl", f"maxl-{dataset}-psi{method}-seed{seed}"
+        own += ["--psi", str(method)]
     options = shared_options([*DEFAULTS, *options], SCRIPTS[kind], SCRIPTS.values())
-    name = run_name(dataset, method, seed)
     return Task(name, f"{kind} on {dataset}", SCRIPTS[kind], tuple(own), root, options, registry)
 
 

@@ -14,7 +14,8 @@ from harness.files import read_checkpoint
 
 class Trained(NamedTuple):
     network: torch.nn.Module
-    label_generator: object  # None for the methods that have none
+    label_generator: object  # None for the methods that have none,
+    first_label_generator: object  # and with the weights that the run started with
     settings: argparse.Namespace
 
 
@@ -44,12 +45,8 @@ def load_trained(run, task, device):
         ) from None
     run.rows = checkpoint["rows"]
     run.finished = len(run.rows) == run.settings.get("epochs")
-    return Trained(networks["network"], networks.get("label_generator"), settings)
-
-
-def first_label_generator(task, settings, device):
-    """The label generator of a Task's run with the weights that it started with."""
-    return task.script_module.make_networks(settings)["label_generator"].to(device)
+    first = {name: network.to(device) for name, network in task.script_module.make_networks(settings).items()}
+    return Trained(networks["network"], networks.get("label_generator"), first.get("label_generator"), settings)
 
 
 def load_data(run, data_root, device, load=create_dataset.load, **changed):

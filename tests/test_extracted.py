@@ -209,7 +209,7 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
         assert not Path("dataset/UCF-101/frames.npz").exists()
 
-    refused("classInd.txt cannot be read")
+    refused("the lists in lists are not UCF-101's ([Errno 2]")
     write_lists(train="Archery/a.avi one\n")
     refused("the lists in lists are not UCF-101's")
     write_lists(train="Archery/a.avi 2\n")

@@ -27,24 +27,17 @@ LISTS = ("classInd.txt", "trainlist01.txt", "testlist01.txt")
 
 def read_lists(folder):
     """{class name: id from 0}, and the videos of the training and of the test list, as "class/file" each."""
-    texts = []
-    for name in LISTS:
-        try:
-            texts.append([line.split() for line in (folder / name).read_text().splitlines() if line.strip()])
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{folder / name} cannot be read ({error}); name the folder of the lists with --splits"
-            ) from None
     try:
+        texts = [[line.split() for line in (folder / name).read_text().splitlines() if line.strip()] for name in LISTS]
         classes = {name: int(number) - 1 for number, name in texts[0]}
         train = {video: int(number) - 1 for video, number in texts[1]}
         test = [video for (video,) in texts[2]]
         if any(classes[video.partition("/")[0]] != number for video, number in train.items()):
-            raise ValueError
-    except (ValueError, KeyError):
+            raise ValueError("other numbers of the classes")
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"the lists in {folder} are not UCF-101's; expected lines such as 1 ApplyEyeMakeup, Class/v_x.avi 1 and "
-            "Class/v_y.avi"
+            f"the lists in {folder} are not UCF-101's ({error}); expected lines such as 1 ApplyEyeMakeup, "
+            "Class/v_x.avi 1 and Class/v_y.avi; name their folder with --splits"
         ) from None
     if (len(train), len(test)) != (UCF101_TRAIN, UCF101_TEST):
         raise InputError(

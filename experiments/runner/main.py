@@ -45,8 +45,7 @@ class Experiment:
         )  # fmt: skip
         folder = f"runs/{self.folder or self.name}"
         add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: {folder})")
-        add("--data-root", metavar="DIR",
-            help="folder that holds, or will hold, the data (default: dataset; with --plot, the runs' own)")  # fmt: skip
+        add("--data-root", metavar="DIR", help="folder of the data (default: dataset; with --plot, the runs' own)")
         narrowed = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in self.quick.items())
         add("--quick", action="store_true", help=f"small runs on generated images: {narrowed} (default: off)")
         what = parser.add_mutually_exclusive_group()

@@ -139,10 +139,7 @@ def describe(runs, label=str):
     for (*_, method), found in runs.items():
         for run in found.values():
             statistics_of.setdefault(run.settings.get("test_statistics"), {})[label(method)] = None
-    if len(statistics_of) == 1:
-        words += [f"tested with {name} statistics" for name in statistics_of if name]
-    else:
-        words += [f"{', '.join(names)} tested with {name} statistics" for name, names in statistics_of.items()]
+    words += [f"{', '.join(names)} tested with {name} statistics" for name, names in statistics_of.items()]
     return "; ".join(words)
 
 
