@@ -33,25 +33,18 @@ class Experiment:
 
     def parse(self, argv=None):
         """The command line: the runner's and the experiment's settings, and the options that go to the runs."""
-        parser = Parser(
-            description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )  # fmt: skip
+        parser = Parser(description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         add = parser.add_argument
         self.add_options(parser)
         add("--seeds", nargs="+", type=int, metavar="N", help=f"(default: {' '.join(map(str, self.full['seeds']))})")
-        add(
-            "--jobs", type=int, default=1, metavar="N",
-            help="runs at a time, spread over the visible GPUs (default: %(default)s)",
-        )  # fmt: skip
+        add("--jobs", type=int, default=1, metavar="N", help="runs at a time, on all visible GPUs (default: 1)")
         folder = f"runs/{self.folder or self.name}"
         add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: {folder})")
         add("--data-root", metavar="DIR", help="folder of the data (default: dataset; with --plot, the runs' own)")
         narrowed = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in self.quick.items())
         add("--quick", action="store_true", help=f"small runs on generated images: {narrowed} (default: off)")
         what = parser.add_mutually_exclusive_group()
-        what.add_argument(
-            "--dry-run", action="store_true", help="show the plan and an estimate of the time (default: off)"
-        )
+        what.add_argument("--dry-run", action="store_true", help="show the plan and its estimated time (default: off)")
         what.add_argument("--status", action="store_true", help="show how far each run is (default: off)")
         what.add_argument("--plot", action="store_true", help="draw figure and table from what is there (default: off)")
         add("--submitit", choices=("slurm", "local"), help="hand the runs to submitit (default: run them here)")
