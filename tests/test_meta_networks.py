@@ -14,6 +14,7 @@ import maxl
 import utils
 
 METHODS = maxl.META_GRADIENTS
+OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)  # seen in 2.3
 
 
 def pair(make_trunk, dtype=torch.float64):
@@ -157,7 +158,12 @@ def test_gradient_checkpointing_changes_neither_the_gradient_nor_the_statistics(
     data = batch(3)
     theirs = expected(*plain, *data)
     optimizer = torch.optim.SGD(checkpointed[0].parameters(), lr=0.3)
-    ours, _ = gradient(*checkpointed, *data, method=method, optimizer=optimizer)
+    try:
+        ours, _ = gradient(*checkpointed, *data, method=method, optimizer=optimizer)
+    except RuntimeError as error:
+        if OLD_TORCH and "You must implement the jvp function" in str(error):
+            pytest.skip("this torch has no forward mode through checkpointing, and the error says what to do")
+        raise
     assert_gradients_equal(ours, theirs, 1e-9)
     torch.manual_seed(5)
     for network, once, inputs in zip(checkpointed, plain, (data[:1], data)):
