@@ -264,7 +264,7 @@ def directional_error(directional, gradient, v):
     """
 
     def inner(a, b):
-        return sum((x * y).sum(dtype=torch.float64) for x, y in zip(a, b))
+        return torch.stack([torch.dot(x.flatten(), y.flatten()).double() for x, y in zip(a, b)]).sum()
 
     norms = (inner(gradient, gradient) * inner(v, v)).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     return (directional - inner(gradient, v)).abs() / norms
