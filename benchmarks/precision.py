@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import create_dataset
 import maxl
 from benchmarks.step_cost import Bench, heading, make_parser, parse, report
+from harness.acceleration import allow_tf32
 from harness.exits import run_main
 
 class RoundedToTF32(TorchDispatchMode):
@@ -52,11 +53,11 @@ def tf32(device):
         with RoundedToTF32():
             yield
         return
-    maxl.allow_tf32(True, True)
+    allow_tf32(True)
     try:
         yield
     finally:
-        maxl.allow_tf32(False, False)
+        allow_tf32(False)
 
 
 @contextlib.contextmanager
@@ -110,7 +111,7 @@ def errors(network, generator, images, primary):
 
     network, generator: in fp32, left as they are. images: (B, 3, 32, 32) float32.
     """
-    maxl.allow_tf32(False, False)
+    allow_tf32(False)
     precisions = {"fp32": contextlib.nullcontext, "TF32": tf32, "bf16": bf16}
     if images.device.type != "cuda":
         precisions["TF32, emulated"] = precisions.pop("TF32")

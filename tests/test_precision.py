@@ -10,13 +10,20 @@ import maxl
 from benchmarks import precision, step_cost
 
 
+def tf32_allowed():
+    """Of matrix products and of convolutions."""
+    if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return tuple(kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv))
+
+
 @pytest.mark.parametrize("name, allowed", [("auxiliary_training_step", True), ("meta_gradient", False)])
 def test_tf32_is_off_in_the_second_pass_alone(name, allowed, monkeypatch):
     """--precision bf16 allows TF32 for what autocast leaves; the flags can be set and read without a GPU."""
     original, seen = getattr(maxl, name), set()
 
     def spied(*arguments, **options):
-        seen.add(maxl.tf32_allowed())
+        seen.add(tf32_allowed())
         return original(*arguments, **options)
 
     monkeypatch.setattr(maxl, name, spied)
@@ -67,7 +74,7 @@ def test_lower_precision_spoils_the_meta_gradient_far_more_than_an_ordinary_one(
     for errors in (meta, ordinary):
         assert errors["fp32"] < 1e-3 < errors["TF32, emulated"] < errors["bf16"]
     assert all(meta[name] > 1.5 * ordinary[name] for name in ("TF32, emulated", "bf16"))
-    assert maxl.tf32_allowed() == (False, False)
+    assert tf32_allowed() == (False, False)
 
 
 def test_images_stay_channels_last_from_the_gather_on():
