@@ -162,7 +162,10 @@ META_GRADIENTS = ("forward-mode", "double-backward")
 
 def by_double_backward(gradient, labels, v):
     """∂/∂y ⟨∇L(θ1, y), v⟩ by differentiating the gradient, which needs its graph. Returns (B, K)."""
-    gradient, v = zip(*((g, direction) for g, direction in zip(gradient, v) if g.requires_grad))
+    pairs = [(g, direction) for g, direction in zip(gradient, v) if g.requires_grad]
+    if not pairs:  # a loss that ignores the labels
+        return torch.zeros_like(labels)
+    gradient, v = zip(*pairs)
     return torch.autograd.grad(gradient, labels, grad_outputs=v, materialize_grads=True)[0]
 
 
@@ -175,6 +178,8 @@ def by_forward_mode(total_loss, network, buffers, labels, v):
 
     def differentiate(network):
         directional = forward_ad.unpack_dual(total_loss(network)).tangent
+        if not directional.requires_grad:  # a loss that ignores the labels
+            return torch.zeros_like(labels), directional
         return torch.autograd.grad(directional, labels, materialize_grads=True)[0], directional.detach()
 
     load_forward_mode()
@@ -200,9 +205,10 @@ def meta_gradient(
 ):  # fmt: skip
     """∇_θ2 of L_pri(θ1⁺) + λ𝓗(y), eqs. 3 to 5; no weights change, running statistics are updated exactly once.
 
-    images: (B, ...); primary: integers (B,). optimizer: the multi-task network's; θ1 is what it holds, α its rate.
-    entropy_weight: λ; None where the labels are no distributions. judged_on: the (images, primary) of L_pri(θ1⁺), the
-    same batch in the paper. The arithmetic has to be exact: no autocast, no TF32 (`exact_arithmetic`).
+    images: (B, ...); primary: integers (B,). optimizer: the multi-task network's. θ1 is what it holds of the network,
+    α its learning rate; θ1⁺ is a plain gradient step (eq. 4) whatever the optimizer. entropy_weight: λ; None where the
+    labels are no distributions. judged_on: the (images, primary) of L_pri(θ1⁺), the same batch in the paper. The
+    arithmetic has to be exact: no autocast, no TF32 (`exact_arithmetic`).
 
     Returns the gradients, a tuple in the order of the label generator's trainable parameters, and numbers by name, 0-d
     tensors; "forward_mode_error" should be below 1e-4 (see `directional_error`). Raises ValueError for what would make
@@ -233,7 +239,13 @@ def meta_gradient(
     def look_ahead(network):
         weights = [weight.requires_grad_() for weight in theta1_plus.values()]
         lookahead_loss = loss(network, *(judged_on or (images, primary)))[0]
-        return lookahead_loss.detach(), torch.autograd.grad(lookahead_loss, weights, materialize_grads=True)
+        v = torch.autograd.grad(lookahead_loss, [*weights, *theta1.values()], allow_unused=True)
+        if any(gradient is not None for gradient in v[len(weights) :]):
+            raise ValueError(
+                "the forward uses weights that it does not look up in its modules (a list of its own, "
+                "parametrize.cached(), a CUDA graph), so it cannot be run at θ1⁺"
+            )
+        return lookahead_loss.detach(), [torch.zeros_like(w) if g is None else g for w, g in zip(weights, v)]
 
     lookahead_loss, v = with_weights(network, theta1_plus, copy_of_buffers(network), look_ahead)
     numbers = {"lookahead_primary_loss": lookahead_loss}
@@ -261,10 +273,11 @@ def directional_error(directional, gradient, v):
 
     Rounding makes it about 1e-7 in fp32. It is larger where the second forward at θ1 did not repeat the first one (it
     counts calls, draws from a generator of its own, has hooks or `no_grad`): above 1e-4 use method="double-backward".
+    It is relative to the whole loss, so an auxiliary loss of weight w wants a bound w times as large.
     """
 
     def inner(a, b):
-        return sum((x * y).sum(dtype=torch.float64) for x, y in zip(a, b))
+        return torch.stack([torch.dot(x.flatten(), y.flatten()).double() for x, y in zip(a, b)]).sum()
 
     norms = (inner(gradient, gradient) * inner(v, v)).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     return (directional - inner(gradient, v)).abs() / norms
@@ -306,7 +319,11 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
     """Algorithm 1's meta-training step: one update of θ2 (eq. 5). Returns the step's numbers by name, 0-d tensors.
 
     optimizer: the multi-task network's, read for θ1 and α, not stepped. options, returns and errors: `meta_gradient`'s.
+    Raises ValueError, too, where label_optimizer is not the label generator's.
     """
+    updated = held_by(label_optimizer)
+    if updated & set(network.parameters()) or not updated & set(label_generator.parameters()):
+        raise ValueError("label_optimizer has to hold weights of the label generator, and none of the multi-task network")
     with exact_arithmetic(images.device):
         gradients, numbers = meta_gradient(network, label_generator, optimizer, images, primary, **options)
     for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
@@ -323,27 +340,32 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
 def check_networks(network, label_generator, optimizer):
     """α and θ1, {name: parameter}; raises ValueError for what would make the meta-gradient wrong without a word."""
     for module in (network, label_generator):
-        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            raise ValueError(
-                f"the meta-gradient cannot be taken through {type(module).__name__}; give the network in it (.module) "
-                "and, with several processes, average the gradients that meta_gradient returns before the update"
-            )
+        for part in module.modules():
+            if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+                raise ValueError(
+                    f"the meta-gradient cannot be taken through {type(part).__name__}; give the network in it (.module) "
+                    "and, with several processes, average the gradients that meta_gradient returns before the update"
+                )
         low = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
         if low:
             raise ValueError(f"a network has weights of type {low.pop()}, too coarse for the meta-gradient; use fp32")
-    shared = set(network.parameters()) & set(label_generator.parameters())
-    if shared:
+    if {*network.parameters(), *network.buffers()} & {*label_generator.parameters(), *label_generator.buffers()}:
         raise ValueError("the multi-task network and the label generator share weights; give each a trunk of its own")
-    rates = {float(group["lr"]) for group in optimizer.param_groups}
-    if len(rates) > 1:
+    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    if max(rates) - min(rates) > 1e-6 * max(rates):
         raise ValueError("the multi-task optimizer has several learning rates; eq. 4 has one step length α")
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError("the multi-task optimizer maximises (maximize=True); eq. 4 is a step of descent")
-    held = {p for group in optimizer.param_groups for p in group["params"]}
+    held = held_by(optimizer)
     theta1 = {name: p for name, p in network.named_parameters() if p.requires_grad and p in held}
     if not theta1:
         raise ValueError("the multi-task optimizer holds no trainable weight of the multi-task network")
-    return rates.pop(), theta1
+    return rates[0], theta1
+
+
+def held_by(optimizer):
+    """The parameters that an optimizer updates, a set."""
+    return {p for group in optimizer.param_groups for p in group["params"]}
 
 
 class RefuseLowPrecision(TorchFunctionMode):
@@ -351,11 +373,12 @@ class RefuseLowPrecision(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and result.dtype in (torch.bfloat16, torch.float16):
-            raise ValueError(
-                f"a forward computes in {result.dtype}, and rounding ruins the meta-gradient; take autocast out of the "
-                "forward (autocast around the loop is allowed: this step turns it off)"
-            )
+        for tensor in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype in (torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f"a forward computes in {tensor.dtype}, and rounding ruins the meta-gradient; take autocast out of "
+                    "the forward (autocast around the loop is allowed: this step turns it off)"
+                )
         return result
 
 
@@ -375,9 +398,16 @@ def with_weights(network, weights, buffers, function):
 
     The function also takes its gradients in there: gradient checkpointing runs layers again when a gradient is taken.
     """
+    originals = dict(network.named_parameters()) | dict(network.named_buffers())
     weights = {name: p.detach() for name, p in network.named_parameters()} | weights
-    tensors = {f"network.{name}": tensor for name, tensor in (weights | buffers).items()}
-    return functional_call(WithWeights(network), tensors, (function,))
+    new = {id(originals[name]): tensor for name, tensor in (weights | buffers).items()}
+    tensors = {}
+    # each module once, and each of its names: functional_call would put a module with two names back wrongly
+    for prefix, module in network.named_modules(prefix="network"):
+        own = {"recurse": False, "remove_duplicate": False}
+        for name, tensor in [*module.named_parameters(**own), *module.named_buffers(**own)]:
+            tensors[f"{prefix}.{name}"] = new[id(tensor)]
+    return functional_call(WithWeights(network), tensors, (function,), tie_weights=False)
 
 
 def copy_of_buffers(module):
@@ -418,24 +448,21 @@ def load_forward_mode():
 @contextlib.contextmanager
 def exact_arithmetic(device):
     """No autocast and no TF32, and attention by the one kernel that has all derivatives, whatever was set before."""
-    before = tf32_allowed()
-    allow_tf32(False, False)
+    before = [(kind, name, getattr(kind, name)) for kind, name, _ in rounding_switches()]
+    for kind, name, exact in rounding_switches():
+        setattr(kind, name, exact)
     try:
         with torch.autocast("cuda" if device.type == "cuda" else "cpu", enabled=False), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        allow_tf32(*before)
+        for kind, name, value in before:
+            setattr(kind, name, value)
 
 
-def allow_tf32(products, convolutions):
-    """Let matrix products, and convolutions, on CUDA round to TF32, or not, in the whole process."""
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
-    if not convolutions and tf32_allowed()[1]:  # by one of the wider settings of newer torch
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
-
-
-def tf32_allowed():
-    """Whether matrix products, and convolutions, on CUDA may round to TF32: two booleans."""
-    if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
-        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    return tuple(kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv))
+def rounding_switches():
+    """Torch's switches that let products in fp32 round: [(object, name of its attribute, value that forbids it)]."""
+    backends = torch.backends
+    if hasattr(backends.cudnn, "conv"):  # torch 2.9 and later
+        kinds = backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv
+        return [(kind, "fp32_precision", "ieee") for kind in kinds]
+    return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-import maxl
 from harness.exits import InputError, is_out_of_memory
 
 
@@ -29,7 +28,7 @@ def select_device(settings):
         raise InputError("--precision tf32 is a format of CUDA GPUs; on a CPU use fp32 or bf16")
     if device.type == "cuda" and precision != "fp32" and torch.cuda.get_device_capability(device) < (8, 0):
         raise InputError(f"--precision {precision} needs a GPU of compute capability 8.0 or later; use fp32")
-    maxl.allow_tf32(precision != "fp32", precision != "fp32")  # torch's own default has it on for convolutions
+    allow_tf32(precision != "fp32")
     torch.backends.cudnn.benchmark = True  # training batches have one size, so the search for the best kernels pays
     return device
 
@@ -50,6 +49,17 @@ def why_no_gpu():
 def nvidia_gpus():
     """Paths of the system's NVIDIA GPUs, whether torch can use them or not; none if the system does not tell."""
     return list(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
+def allow_tf32(allowed):
+    """Let matrix products and convolutions on CUDA round to TF32, or not, in the whole process.
+
+    torch's own default allows it for convolutions, so "fp32" has to switch it off.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+    convolutions = getattr(torch.backends.cudnn, "conv", None)  # torch 2.9 has wider settings, which would win
+    if not allowed and convolutions is not None and convolutions.fp32_precision == "tf32":
+        convolutions.fp32_precision = "ieee"
 
 
 def place(networks, device, settings):

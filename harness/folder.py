@@ -25,7 +25,7 @@ def default_folder(script, settings):
     names = [script.rpartition(".")[2]]
     if settings.dataset != "cifar100":
         names.append(settings.dataset)
-    names += [values[name] for name in ("backbone", "variant") if values.get(name)]
+    names += [values[name] for name in ("backbone", "variant", "control") if values.get(name)]
     if "psi" in values:
         psi = re.sub(r"(\d+)\*(\d+)", r"\2x\1", format_psi(settings.psi))  # * is not for names of files
         if len(psi) > 24:

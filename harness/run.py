@@ -114,7 +114,7 @@ class Run:
         return f"saved up to epoch {self.saved}" if self.saved else "no epoch was finished, so nothing is saved yet"
 
     def _opening_lines(self, session):
-        names = ("primary_level", "auxiliary_level", "psi", "variant", "backbone", "seed")
+        names = ("primary_level", "auxiliary_level", "psi", "variant", "control", "backbone", "seed")
         values = {name: getattr(self.settings, name, None) for name in names}
         what = "".join(f", {name.replace('_', ' ')} {show(v)}" for name, v in values.items() if v is not None)
         threads = f", {session['threads']} threads" if self.device.type == "cpu" else ""

@@ -20,11 +20,10 @@ import pytest
 import torch
 
 import create_dataset
-import maxl
 import model_vgg_human
 import model_vgg_maxl
 import model_vgg_single
-from harness import command_line, exits, run
+from harness import acceleration, command_line, exits, run
 
 # pytest-xdist's workers have another command line, and inherit this.
 if os.environ.setdefault("MAXL_TESTS_SEE_GPU", str("-m cuda" in " ".join(sys.argv))) != "True":
@@ -45,7 +44,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def pytest_runtest_setup(item):
     """A test finds what a process may set for GPUs off, and one marked cuda is skipped where there is none."""
-    maxl.allow_tf32(False, False)
+    acceleration.allow_tf32(False)
     torch.backends.cudnn.benchmark = False
     if item.get_closest_marker("cuda") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA GPU, and a run of its own: python -m pytest -m cuda")

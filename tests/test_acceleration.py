@@ -67,13 +67,15 @@ def as_torch_was():
     """Puts torch's settings of precision back."""
     yield
     if hasattr(torch.backends.cudnn, "conv"):
+        torch.set_float32_matmul_precision("highest")
         torch.backends.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
-    maxl.allow_tf32(False, False)
+    acceleration.allow_tf32(False)
 
 
 WAYS = {  # in which a user's program may have allowed TF32
     "torch's default": lambda: setattr(torch.backends.cudnn, "allow_tf32", True),
     "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
     "everywhere": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
     "in cuDNN": lambda: setattr(torch.backends.cudnn, "fp32_precision", "tf32"),
 }
@@ -85,12 +87,17 @@ def test_fp32_is_fp32_whoever_allowed_tf32_and_bf16_allows_it_for_the_rest(way, 
     def allowed():
         return [kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv)]
 
+    def rounding():
+        return [getattr(kind, name) in ("tf32", "bf16") for kind, name, _ in maxl.rounding_switches()]
+
     WAYS[way]()
-    before = allowed()
+    before = rounding()
     assert any(before)
     with maxl.exact_arithmetic(CPU):
-        assert not any(allowed())
-    assert allowed() == before
+        assert not any(rounding())
+    assert rounding() == before
+    if way in ("high", "medium"):
+        assert torch.get_float32_matmul_precision() == way
     select_device(settings(device="cpu"))
     assert not any(allowed())
     select_device(settings(device="cpu", precision="bf16"))

@@ -181,6 +181,8 @@ def test_a_pass_with_given_auxiliary_labels_is_read_once(parts, batches):
 @pytest.mark.parametrize("method", maxl.META_GRADIENTS)
 def test_maxls_first_pass_is_read_twice_and_its_second_once(method, parts, batches):
     """At their ends: the averages of each, and in the first the share of auxiliary classes that were used."""
+    if method == "forward-mode" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        pytest.skip("this torch (seen in 2.3) cannot differentiate along v under a dispatch mode")
     network, label_generator, optimizer, _ = parts
     loss = maxl.multi_task_loss
     with OnDevice(reads=2) as device:

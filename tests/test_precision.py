@@ -13,13 +13,20 @@ import maxl
 from benchmarks import step_cost
 
 
+def tf32_allowed():
+    """Of matrix products and of convolutions."""
+    if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return tuple(kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv))
+
+
 @pytest.mark.parametrize("name, allowed", [("auxiliary_training_step", True), ("meta_gradient", False)])
 def test_tf32_is_off_in_the_second_pass_alone(name, allowed, monkeypatch):
     """--precision bf16 allows TF32 for what autocast leaves; the flags can be set and read without a GPU."""
     original, seen = getattr(maxl, name), set()
 
     def spied(*arguments, **options):
-        seen.add(maxl.tf32_allowed())
+        seen.add(tf32_allowed())
         return original(*arguments, **options)
 
     monkeypatch.setattr(maxl, name, spied)

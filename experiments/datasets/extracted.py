@@ -67,8 +67,8 @@ def read_imagenet_file(path):
     whole = labels.size and labels.dtype.kind in "iu"
     if not whole or data.dtype != np.uint8 or data.shape != (labels.size, 3 * 32 * 32):
         raise InputError(
-            f"{path}: data is {data.dtype} {data.shape}, labels {labels.dtype} {labels.shape}; expected uint8 (N, 3072) "
-            "and whole numbers (N,)"
+            f"{path}: data is {data.dtype} {data.shape}, labels {labels.dtype} {labels.shape}; expected uint8 "
+            "(N, 3072) and whole numbers (N,)"
         )
     return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), torch.from_numpy(labels.astype(np.int64)) - 1
 
