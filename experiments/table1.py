@@ -112,12 +112,12 @@ def markdown(rows, runs):
         "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]),
         "n": "n", "missing": "missing",
     }  # fmt: skip
-    described = {DATASETS[dataset].title: describe(runs_on(dataset, runs)) for dataset, _ in runs}
+    described = dict.fromkeys(describe(runs_on(dataset, runs)) for dataset, _ in runs)
     return (
         "Test accuracy in % in the final epoch, mean ± standard deviation over n finished runs. Above Single: the gain "
         "over Single's run with the same seed.\n\n"
         + report.rows_as_markdown(rows, columns)
-        + "".join(f"\n- {title}: {words}." for title, words in described.items())
+        + "".join(f"\n- {words}." for words in described)
         + "\n"
     )
 
