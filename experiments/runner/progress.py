@@ -39,7 +39,8 @@ def estimate(task):
     few = min(max(BATCHES * settings.batch_size, 100), sizes["synthetic"][0])
     with tempfile.TemporaryDirectory() as folder:
         small = {"dataset": "synthetic", "train-images": few, "epochs": 1 + torch.cuda.is_available()}
-        small |= {"out": f"{folder}/run", "max-minutes": 1e6} | ({"cosine-every": 0} if "cosine_every" in settings else {})
+        small |= {"out": f"{folder}/run", "max-minutes": 1e6}
+        small |= {"cosine-every": 0} if "cosine_every" in settings else {}
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             arguments = [*task.arguments, *(f"--{name}={value}" for name, value in small.items())]
