@@ -69,7 +69,7 @@ class Folder:
         self.checkpoint_path, self.previous_path = path / "checkpoint.pt", path / "checkpoint.previous.pt"
         self.curves_path, self.plot_path = path / "curves.csv", path / "curves.png"
         self.settings_path = path / "settings.json"
-        self.checkpoint, self.damaged, self.locked = None, False, False
+        self.checkpoint, self.damaged, self.locked, self.descriptor = None, False, False, None
         if path.exists():
             self._take()
 
@@ -103,6 +103,7 @@ class Folder:
 
         state: as Run makes it. Raises InputError if the disk is full; the earlier checkpoint stays.
         """
+        self._require_the_locked_folder()
         content = io.BytesIO()
         torch.save(state, content)
         # a damaged checkpoint is replaced, and the good one before it kept
@@ -149,13 +150,22 @@ class Folder:
         """Hold the folder for this Folder, so that no second process writes there; raises InputError if one does."""
         for attempt in range(5):  # a process that only looks whether the folder is free holds the lock for an instant
             with self._writing(), contextlib.suppress(BlockingIOError):
-                descriptor = lock(self.path)
-                if descriptor is not None:
-                    weakref.finalize(self, os.close, descriptor)
+                self.descriptor = lock(self.path)
+                if self.descriptor is not None:
+                    weakref.finalize(self, os.close, self.descriptor)
                 self.locked = True
                 return
             time.sleep(0.05 * attempt)
         raise InputError(f"another run is at work in {self.path}; wait for it, or name another folder with --out")
+
+    def _require_the_locked_folder(self):
+        """Raise InputError if the folder was removed or replaced meanwhile: another run may be at work there now."""
+        if self.descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self.descriptor), os.stat(self.path / LOCK)):
+                return
+        raise InputError(f"{self.path} was removed or replaced while this run was at work in it; nothing more is saved")
 
     def _load(self):
         """The newest whole checkpoint, or None if none was written yet (and says so)."""
@@ -184,5 +194,7 @@ class Folder:
             raise InputError(f"{self.path} has curves but no checkpoint to resume from; {START_ANEW}")
         if theirs := read_settings(self.settings_path):
             refuse_other(self.settings, theirs, self.settings_path)
+        elif any(path.name != LOCK and path.suffix != ".tmp" for path in self.path.iterdir()):
+            raise InputError(f"{self.path} holds other files and no run to resume; name the run's folder with --out")
         print(f"no checkpoint was written in {self.path} yet; starting from the beginning", flush=True)
         return None

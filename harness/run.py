@@ -144,8 +144,11 @@ class Run:
 
     def _modules_not_finite(self):
         modules = {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}
-        sums = {name: sum(p.detach().sum() for p in module.parameters()) for name, module in modules.items()}
-        return [f"a weight of {name}" for name, total in sums.items() if not math.isfinite(total)]
+        sums = {
+            name: sum(t.detach().sum() for t in module.state_dict().values() if t.is_floating_point())
+            for name, module in modules.items()
+        }
+        return [f"a weight or statistic of {name}" for name, total in sums.items() if not math.isfinite(total)]
 
     def _state(self):
         """A checkpoint of everything as it is now, in copies on the CPU: neither training nor a GPU fault reach it."""
@@ -163,9 +166,12 @@ class Run:
 
     def _save(self):
         start, state = time.monotonic(), self.unsaved
-        self.unsaved = None  # if it fails, it is not tried again on the way out
-        self.folder.save(state)
-        self.saved = len(state["rows"])
+        try:
+            self.folder.save(state)
+        except InputError:
+            self.unsaved = None  # not tried again on the way out
+            raise
+        self.unsaved, self.saved = None, len(state["rows"])
         self.next_save = earliest_repetition(start)
 
     def _save_what_is_finished(self):
@@ -236,9 +242,18 @@ class Meter:
 
 
 def type_name(part):
-    """The class of a part of a checkpoint; of a network, that of its trunk too: "SGD", "Network on VGG16"."""
-    trunk = getattr(part, "trunk", None)
-    return type(part).__name__ + (f" on {type(trunk).__name__}" if trunk is not None else "")
+    """The class of a part of a checkpoint, and what else must not change: of a network the trunk's class, of an
+    optimizer and a schedule its constants. "SGD with momentum 0.9", "Network on VGG16"."""
+    name, trunk = type(part).__name__, getattr(part, "trunk", None)
+    if trunk is not None:
+        return f"{name} on {type(trunk).__name__}"
+    if isinstance(part, torch.optim.Optimizer):
+        constants = {key: value for key, value in part.defaults.items() if key != "lr" and value}
+    elif isinstance(part, torch.optim.lr_scheduler.LRScheduler):
+        constants = {key: value for key, value in part.state_dict().items() if key in ("step_size", "gamma", "T_max")}
+    else:
+        return name
+    return name + (f" with {', '.join(f'{key} {value}' for key, value in constants.items())}" if constants else "")
 
 
 def copied_to_cpu(value):

@@ -146,7 +146,7 @@ def test_another_optimizer_is_refused_in_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr(toy_script, "make_optimizer", lambda network, settings: torch.optim.Adam(network.parameters()))
     assert toy("--out", "r", "--resume") == 2
     error = capsys.readouterr().err
-    assert "is of another experiment (optimizer was SGD, now Adam)" in error and error.count("\n") == 1
+    assert "optimizer was SGD with momentum 0.9, now Adam" in error and error.count("\n") == 1
     assert epochs_saved(Path("r")) == 1
 
 

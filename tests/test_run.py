@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_never_saved(monkeypatch, capsys):
 
     monkeypatch.setattr(toy_script, "step", broken)
     assert toy("--out", "r") == 2
-    assert "a weight of network: NaN or infinite at the end of epoch 2" in capsys.readouterr().err
+    assert "a weight or statistic of network: NaN or infinite at the end of epoch 2" in capsys.readouterr().err
     saved = flatten(torch.load("r/checkpoint.pt", weights_only=True)["parts"])
     assert all(torch.isfinite(v).all() for v in saved.values() if torch.is_tensor(v)) and epochs_saved(Path("r")) == 1
 
