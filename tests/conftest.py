@@ -80,17 +80,17 @@ def generated(train, seed, count):
 
 
 @contextlib.contextmanager
-def shortcuts(test_images=200, picture=False):
-    """Spares what takes longer than a tiny run itself: test images are few and generated once, the picture a stub.
+def shortcuts(images=(1000, 200), picture=False):
+    """Spares what takes longer than a tiny run itself: images are few and generated once, the picture is a stub.
 
-    test_images: a process of its own has 2000, and a run has to have as many to be the same to the bit.
+    images: for training and test; a process of its own has 10,000 and 2000, and only from as many come the same ones.
     """
 
     def make_synthetic(train=True, seed=0):
         return generated(train, seed, create_dataset.SIZES["synthetic"][0 if train else 1])
 
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.dict(create_dataset.SIZES, synthetic=(10_000, test_images)))
+        patches.enter_context(mock.patch.dict(create_dataset.SIZES, synthetic=images))
         patches.enter_context(mock.patch.object(create_dataset, "make_synthetic", make_synthetic))
         if not picture:
             stub = mock.patch.object(run, "plot_curves", lambda rows, title, file: file.write(PNG))

@@ -160,6 +160,6 @@ def test_channels_last_is_the_same_up_to_rounding():
 @pytest.mark.parametrize("options", [[], ["--precision", "tf32"], ["--precision", "bf16", "--channels-last"]])
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_the_scripts_learn_on_the_gpu_with_every_acceleration(name, options):
-    assert run_script(name, "--quick", "--epochs", 4, *options, "--out", "r") == 0
+    assert run_script(name, "--quick", "--epochs", 4, *options, "--out", "r", images=(4000, 2000)) == 0
     assert "NVIDIA" in json.loads(Path("r/settings.json").read_text())["device_name"]
     assert float(curves("r")[-1]["test_primary_accuracy"]) > 0.15

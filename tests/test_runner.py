@@ -275,7 +275,7 @@ def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, c
     final = 100 * float(curves("r/maxl-3-10-seed0")[-1]["test_primary_accuracy"])
     assert float(rows[-1]["final_mean"]) == pytest.approx(final)
     (task,) = plan("by-hand", ["3-10"], ["maxl"], [0], few)
-    assert run_script("model_vgg_maxl", *task.arguments, test_images=2000) == 0  # what a person would type
+    assert run_script("model_vgg_maxl", *task.arguments, images=(10_000, 2000)) == 0  # what a person would type
     assert_same_run("r/maxl-3-10-seed0", "by-hand/maxl-3-10-seed0")
 
     Path("r/maxl-3-10-seed0/curves.csv").unlink()  # as a kill between checkpoint and curves leaves it
