@@ -160,15 +160,6 @@ def script_process(name, *arguments, **options):
     return subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **(pipes | options))
 
 
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """A folder for each script with the run that was never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    for name in SCRIPTS:
-        assert run_script(name, *TINY, "--out", folder / name, picture=True) == 0
-    return folder
-
-
 def wait_for_an_epoch(process):
     """Until the run in r has its first row, or the process is over."""
     while not Path("r/curves.csv").exists() and process.exitcode is None:

@@ -20,6 +20,15 @@ from harness.curves import read_curves
 # --- what the three scripts train and write ---------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A folder for each script with the run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name in SCRIPTS:
+        assert run_script(name, *TINY, "--out", folder / name, picture=True) == 0
+    return folder
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_run_writes_settings_curves_picture_and_checkpoint(name, whole_run):
     folder = whole_run / name
@@ -43,6 +52,13 @@ def test_a_run_writes_settings_curves_picture_and_checkpoint(name, whole_run):
                      "meta_lookahead_primary_loss", "meta_mean_label_entropy", "seconds_meta"}  # fmt: skip
         parts |= {"label_generator": "LabelGenerator on VGG16", "label_optimizer": "SGD", "label_scheduler": "StepLR"}
     assert expected <= rows[0].keys() and parts.items() <= settings["part_types"].items()
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_shorter_run_resumed_is_bit_identical_to_the_longer_run(name, whole_run):
+    assert run_script(name, *TINY, "--epochs", 1, "--out", "r") == 0
+    assert run_script(name, *TINY, "--resume", "--out", "r") == 0
+    assert_same_run("r", whole_run / name)
 
 
 def test_the_cosine_similarity_is_taken_at_every_nth_iteration_and_averaged_over_these(monkeypatch):
