@@ -134,7 +134,7 @@ def test_a_setting_edited_to_what_its_option_does_not_take_is_refused(name, valu
 
 def test_bad_input_in_a_process_of_its_own_shows_no_traceback():
     for process in [script_process(name, "--epochs", 0) for name in SCRIPTS]:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 2 and output == ""
         assert errors.startswith("error: --epochs 0 is out of range") and errors.count("\n") == 1
 
