@@ -64,10 +64,3 @@ def test_the_method_needs_nothing_but_torch():
 def test_a_test_sees_no_gpu_but_with_the_mark_cuda():
     settings = argparse.Namespace(device="auto")
     assert select_device(settings).type == "cpu" and os.environ["CUDA_VISIBLE_DEVICES"] == ""
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_of_ours_is_imported_inside_a_function(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, (ast.FunctionDef, ast.Lambda)):
-            assert not {name.partition(".")[0] for name in imports(node)} & OURS

@@ -83,8 +83,9 @@ def test_options_reach_the_runs_that_have_them():
     assert all(task["epochs"] == 7 and task["test_statistics"] == "running" for task in found.values())
     assert found["maxl"]["label_learning_rate"] == 1
     for options, every in (([], 10), (["--cosine-every=0"], 0)):
-        methods = {task.method: vars(task.settings).get("cosine_every") for task in tasks(figure3, *few, *options).values()}
-        assert methods == dict.fromkeys(pairs.FIVE, every) | {"single": None}
+        found = tasks(figure3, *few, *options).values()
+        cosines = {task.method: vars(task.settings).get("cosine_every") for task in found}
+        assert cosines == dict.fromkeys(pairs.FIVE, every) | {"single": None}
     quick = tasks(figure3, "--quick", "--epochs", "2", "--methods", "maxl", "single")
     assert len(quick) == 4 and all((t.settings.epochs, t.settings.width) == (2, 0.125) for t in quick.values())
 
@@ -159,9 +160,9 @@ def test_the_estimate_is_the_measured_time_of_what_an_epoch_has(method, passes, 
 
     monkeypatch.setattr(importlib.import_module(f"model_vgg_{method}"), "main", main)
     options = ["--train-images", "10000", "--device", "cpu"]
-    for more, settled in ((["--test-statistics", "running"], 0), ([], 15 if method == "single" else 0)):
-        seconds = progress.estimate(plan("r", ["20-100"], [method], [0], [*options, *more]))
-        assert seconds == {method: pytest.approx(sum(passes.values()) / 2 * 100 + 15 + settled)}
+    seconds = progress.estimate(plan("r", ["20-100"], [method], [0], options))
+    settled = 15 if method == "single" else 0
+    assert seconds == {method: pytest.approx(sum(passes.values()) / 2 * 100 + 15 + settled)}
 
 
 class Done:
@@ -333,20 +334,6 @@ def test_a_stopped_runner_stops_its_runs_first(signum, code, forked_runs):
     assert process.exitcode == code and "the same command goes on" in error and error.count("\n") <= 2
     assert not Path(f"/proc/{pid}").exists()
     assert plan("r", ["3-10"], ["single"], [0], [*TINY, "--epochs", "1000"])[0].state() == "unfinished"
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_that_comes_while_a_run_is_started_is_heeded_once_the_run_is_known_of(number, code):
-    known, before = [], signal.getsignal(number)
-
-    def start(argv):
-        with process.signals_held():
-            signal.raise_signal(number)
-            known.append("a run")
-        known.append("too late")
-
-    assert exits.run_main(start) == code
-    assert known == ["a run"] and signal.getsignal(number) == before
 
 
 def test_max_minutes_leaves_runs_unfinished_with_exit_code_3(forked_runs):
