@@ -160,6 +160,10 @@ def multi_task_loss(network, images, primary, labels=None, gamma=2.0, auxiliary_
 META_GRADIENTS = ("forward-mode", "double-backward")
 
 
+class ForwardModeError(RuntimeError):
+    """Forward-mode differentiation is not possible in a network or loss."""
+
+
 def by_double_backward(gradient, labels, v):
     """∂/∂y ⟨∇L(θ1, y), v⟩ by differentiating the gradient, which needs its graph. Returns (B, K)."""
     pairs = [(g, direction) for g, direction in zip(gradient, v) if g.requires_grad]
@@ -172,8 +176,8 @@ def by_double_backward(gradient, labels, v):
 def by_forward_mode(total_loss, network, buffers, labels, v):
     """∂/∂y D_v L(θ1, y), (B, K), and D_v L itself: a pass of forward-mode differentiation, no second-order graph.
 
-    total_loss: network -> L(θ1, y). labels: y, a leaf that requires a gradient. v: {name: tensor}. Raises RuntimeError
-    where the network cannot be differentiated in this way.
+    total_loss: network -> L(θ1, y). labels: y, a leaf that requires a gradient. v: {name: tensor}. Raises
+    ForwardModeError where the network cannot be differentiated in this way.
     """
 
     def differentiate(network):
@@ -191,7 +195,7 @@ def by_forward_mode(total_loss, network, buffers, labels, v):
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:
-        raise RuntimeError(
+        raise ForwardModeError(
             "forward-mode differentiation failed in this network or loss; "
             'use method="double-backward", which gives the same gradient '
             f"({type(error).__name__}: {' '.join(str(error).split())[:300]})"
@@ -212,7 +216,7 @@ def meta_gradient(
 
     Returns the gradients, a tuple in the order of the label generator's trainable parameters, and numbers by name, 0-d
     tensors; "forward_mode_error" should be below 1e-4 (see `directional_error`). Raises ValueError for what would make
-    the gradient wrong (`check_networks`), and RuntimeError where forward mode is not possible.
+    the gradient wrong (`check_networks`), and ForwardModeError where forward mode is not possible.
     """
     if method not in META_GRADIENTS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(META_GRADIENTS)}")

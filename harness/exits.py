@@ -18,7 +18,7 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
     """Call main(argv) and return the exit code: a user's mistake becomes one sentence, not a traceback.
 
     0 finished; 2 bad input, a full disk, no memory left, or a loss that is not finite; 3 --max-minutes over;
-    130 Ctrl-C; 143 SIGTERM. After 3, 130 and 143 the same command with --resume goes on.
+    130 Ctrl-C; 143 SIGTERM or SIGHUP. After 3, 130 and 143 the same command with --resume goes on.
     """
 
     def terminate(signum, frame):
@@ -26,7 +26,9 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
 
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it: not every terminal or pipe has a ψ
-    previous = signal.signal(signal.SIGTERM, terminate)
+    # a closed terminal ends a run as SIGTERM does, unless nohup ignores it
+    ends = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    previous = {each: signal.signal(each, terminate) for each in ends if signal.getsignal(each) != signal.SIG_IGN}
     try:
         main(argv)
         return 0
@@ -51,10 +53,11 @@ def run_main(main, argv=None, how_to_go_on="--resume goes on after the last fini
         return 130
     except SystemExit as stop:
         if stop.code == 143:
-            print(f"\nstopped by SIGTERM; {how_to_go_on}", file=sys.stderr)
+            print(f"\nstopped by a signal; {how_to_go_on}", file=sys.stderr)
         return stop.code or 0
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def is_out_of_memory(error):

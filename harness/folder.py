@@ -18,6 +18,8 @@ from harness.curves import curves_text
 from harness.exits import InputError
 from harness.files import LOCK, lock, read_checkpoint, read_settings, write_atomically
 
+START_ANEW = "start anew with --overwrite, or in another folder with --out"
+
 
 def default_folder(script, settings):
     """runs/<script>-<dataset>-<classes or ψ>-seed<seed>. Runs with different levels or ψ never share a folder."""
@@ -66,7 +68,7 @@ class Folder:
         self.path, self.settings = path, settings
         self.checkpoint_path, self.settings_path = path / "checkpoint.pt", path / "settings.json"
         self.curves_path, self.plot_path = path / "curves.csv", path / "curves.png"
-        self.checkpoint, self.locked = None, False
+        self.checkpoint, self.locked, self.descriptor = None, False, None
         if path.exists():
             self._take()
 
@@ -100,6 +102,7 @@ class Folder:
 
         state: as Run makes it. Raises InputError if the disk is full; the earlier checkpoint stays.
         """
+        self._require_the_locked_folder()
         content = io.BytesIO()
         torch.save(state, content)
         write_atomically(self.checkpoint_path, content.getbuffer())
@@ -141,18 +144,29 @@ class Folder:
         """Hold the folder for this Folder, so that no second process writes there; raises InputError if one does."""
         for attempt in range(5):  # a process that only looks whether the folder is free holds the lock for an instant
             with self._writing(), contextlib.suppress(BlockingIOError):
-                descriptor = lock(self.path)
-                if descriptor is not None:
-                    weakref.finalize(self, os.close, descriptor)
+                self.descriptor = lock(self.path)
+                if self.descriptor is not None:
+                    weakref.finalize(self, os.close, self.descriptor)
                 self.locked = True
                 return
             time.sleep(0.05 * attempt)
         raise InputError(f"another run is at work in {self.path}; wait for it, or name another folder with --out")
 
+    def _require_the_locked_folder(self):
+        """Raise InputError if the folder was removed or replaced meanwhile: another run may be at work there now."""
+        if self.descriptor is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self.descriptor), os.stat(self.path / LOCK)):
+                return
+        raise InputError(f"{self.path} was removed or replaced while this run was at work in it; nothing more is saved")
+
     def _load(self):
         """The checkpoint, or None if none was written yet (and says so)."""
         if self.checkpoint_path.exists():
             checkpoint = read_checkpoint(self.checkpoint_path)
+            if "part_types" not in checkpoint:
+                raise InputError(f"{self.checkpoint_path} is of an earlier version of this code; {START_ANEW}")
             refuse_other(self.settings, checkpoint["settings"], self.checkpoint_path)
             epoch = len(checkpoint["rows"])
             if epoch > self.settings["epochs"]:
@@ -160,11 +174,10 @@ class Folder:
             print(f"resuming {self.path} after epoch {epoch}", flush=True)
             return checkpoint
         if self.curves_path.exists():
-            raise InputError(
-                f"{self.path} has curves but no checkpoint to resume from; "
-                "start anew with --overwrite, or in another folder with --out"
-            )
+            raise InputError(f"{self.path} has curves but no checkpoint to resume from; {START_ANEW}")
         if theirs := read_settings(self.settings_path):
             refuse_other(self.settings, theirs, self.settings_path)
+        elif any(path.name != LOCK and path.suffix != ".tmp" for path in self.path.iterdir()):
+            raise InputError(f"{self.path} holds other files and no run to resume; name the run's folder with --out")
         print(f"no checkpoint was written in {self.path} yet; starting from the beginning", flush=True)
         return None

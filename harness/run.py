@@ -20,7 +20,7 @@ from harness.command_line import flag, show
 from harness.curves import epoch_line, plot_curves
 from harness.exits import InputError, TimeLimit
 from harness.files import write_atomically
-from harness.folder import Folder, default_folder
+from harness.folder import Folder, default_folder, refuse_other
 
 
 class Run:
@@ -50,6 +50,7 @@ class Run:
         in the midst of an epoch (Ctrl-C, SIGTERM, an error), the epochs finished before it are saved.
         """
         self.parts, self.device = parts, device
+        self.part_types = {name: type_name(part) for name, part in parts.items()}
         self.folder.take()
         if self.folder.checkpoint is not None:
             self._restore(self.folder.checkpoint)
@@ -58,7 +59,7 @@ class Run:
             self.folder.write_curves(self.rows)
             self._plot()
         else:
-            session = {"command": self.command} | environment(device)
+            session = {"command": self.command, "part_types": self.part_types} | environment(device)
             self.folder.begin(self.rows, session)
             print(self._opening_lines(session), flush=True)
         self.session_started = time.monotonic()
@@ -143,14 +144,18 @@ class Run:
 
     def _modules_not_finite(self):
         modules = {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}
-        sums = {name: sum(p.detach().sum() for p in module.parameters()) for name, module in modules.items()}
-        return [f"a weight of {name}" for name, total in sums.items() if not math.isfinite(total)]
+        sums = {
+            name: sum(t.detach().sum() for t in module.state_dict().values() if t.is_floating_point())
+            for name, module in modules.items()
+        }
+        return [f"a weight or statistic of {name}" for name, total in sums.items() if not math.isfinite(total)]
 
     def _state(self):
         """A checkpoint of everything as it is now, in copies on the CPU: neither training nor a GPU fault reach it."""
         return copied_to_cpu({
             "settings": self.folder.settings,
             "rows": self.rows,
+            "part_types": self.part_types,
             "parts": {
                 name: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
                 for name, part in self.parts.items()
@@ -161,9 +166,12 @@ class Run:
 
     def _save(self):
         start, state = time.monotonic(), self.unsaved
-        self.unsaved = None  # if it fails, it is not tried again on the way out
-        self.folder.save(state)
-        self.saved = len(state["rows"])
+        try:
+            self.folder.save(state)
+        except InputError:
+            self.unsaved = None  # not tried again on the way out
+            raise
+        self.unsaved, self.saved = None, len(state["rows"])
         self.next_save = earliest_repetition(start)
 
     def _save_what_is_finished(self):
@@ -174,6 +182,9 @@ class Run:
                 print(f"warning: {error}", file=sys.stderr)
 
     def _restore(self, checkpoint):
+        theirs = checkpoint["part_types"]
+        ours = dict.fromkeys(theirs, "not there") | self.part_types
+        refuse_other(ours, theirs, f"the checkpoint in {self.folder.path}")
         try:
             for name, part in self.parts.items():
                 state = checkpoint["parts"][name]
@@ -228,6 +239,21 @@ class Meter:
                 columns.setdefault(name, []).append(value)
         means = {f"{self.name}_{name}": math.fsum(values) / len(values) for name, values in columns.items()}
         return means | {f"seconds_{self.name}": time.perf_counter() - self.start}
+
+
+def type_name(part):
+    """The class of a part of a checkpoint, and what else must not change: of a network the trunk's class, of an
+    optimizer and a schedule its constants. "SGD with momentum 0.9", "Network on VGG16"."""
+    name, trunk = type(part).__name__, getattr(part, "trunk", None)
+    if trunk is not None:
+        return f"{name} on {type(trunk).__name__}"
+    if isinstance(part, torch.optim.Optimizer):
+        constants = {key: value for key, value in part.defaults.items() if key != "lr" and value}
+    elif isinstance(part, torch.optim.lr_scheduler.LRScheduler):
+        constants = {key: value for key, value in part.state_dict().items() if key in ("step_size", "gamma", "T_max")}
+    else:
+        return name
+    return name + (f" with {', '.join(f'{key} {value}' for key, value in constants.items())}" if constants else "")
 
 
 def copied_to_cpu(value):

@@ -50,6 +50,13 @@ def pytest_runtest_setup(item):
         pytest.skip("needs a CUDA GPU, and a run of its own: python -m pytest -m cuda")
 
 
+def tf32_allowed():
+    """Of matrix products and of convolutions."""
+    if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    return tuple(kind.fp32_precision == "tf32" for kind in (torch.backends.cuda.matmul, torch.backends.cudnn.conv))
+
+
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Every test starts in a folder of its own, so default paths (runs/, dataset/) touch nothing real."""
@@ -79,17 +86,17 @@ def generated(train, seed, count):
 
 
 @contextlib.contextmanager
-def shortcuts(test_images=200, picture=False):
-    """Spares what takes longer than a tiny run itself: test images are few and generated once, the picture a stub.
+def shortcuts(images=(1000, 200), picture=False):
+    """Spares what takes longer than a tiny run itself: images are few and generated once, the picture is a stub.
 
-    test_images: a process of its own has 2000, and a run has to have as many to be the same to the bit.
+    images: for training and test; a process of its own has 10,000 and 2000, and only from as many come the same ones.
     """
 
     def make_synthetic(train=True, seed=0):
         return generated(train, seed, create_dataset.SIZES["synthetic"][0 if train else 1])
 
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.dict(create_dataset.SIZES, synthetic=(10_000, test_images)))
+        patches.enter_context(mock.patch.dict(create_dataset.SIZES, synthetic=images))
         patches.enter_context(mock.patch.object(create_dataset, "make_synthetic", make_synthetic))
         if not picture:
             stub = mock.patch.object(run, "plot_curves", lambda rows, title, file: file.write(PNG))
@@ -157,15 +164,6 @@ def script_process(name, *arguments, **options):
     # A test run in the background ignores Ctrl-C, and what it starts would inherit that.
     pipes["preexec_fn"] = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen(command, env=os.environ | {"PYTHONUNBUFFERED": "1"}, **(pipes | options))
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory):
-    """A folder for each script with the run that was never interrupted."""
-    folder = tmp_path_factory.mktemp("whole")
-    for name in SCRIPTS:
-        assert run_script(name, *TINY, "--out", folder / name, picture=True) == 0
-    return folder
 
 
 def wait_for_an_epoch(process):

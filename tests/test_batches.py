@@ -1,8 +1,7 @@
 """A split's batches against the torchvision transforms of the paper's runs."""
 
 import argparse
-import functools
-import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv
 
 import create_dataset
-from create_dataset import Split, make_synthetic
+from create_dataset import Split
 from harness.exits import InputError
 
 
@@ -35,31 +34,27 @@ def paper_transform(image, top=4, left=4, mirrored=False):
     return tv.normalize(tv.to_tensor(image), mean=[0.5] * 3, std=[0.2] * 3)
 
 
-def test_training_batches_are_exactly_what_torchvision_makes_of_the_drawn_crops_and_flips():
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_training_batches_are_exactly_what_torchvision_makes_of_the_drawn_crops_and_flips(channels_last):
     count, size = 60, 20
     images, labels = random_images(count), numbered_labels(count)
-    draws = seeded(5)
+    draws, before = seeded(5), torch.get_rng_state()
     order = torch.randperm(count, generator=draws).tolist()
     tops = torch.randint(9, (count, 1), generator=draws).tolist()
     lefts = torch.randint(9, (count, 1), generator=draws).tolist()
     mirrored = torch.randint(2, (count, 1), generator=draws).tolist()
 
-    batches = list(Split(images, labels).train_batches(size, seeded(5)))
-    assert len(batches) == 3
+    batches = list(Split(images, labels, channels_last=channels_last).train_batches(size, seeded(5)))
+    assert len(batches) == 3 and torch.equal(torch.get_rng_state(), before)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    for batch_images, batch_labels in batches:
+        assert batch_images.dtype == torch.float32 and batch_images.is_contiguous(memory_format=layout)
+        assert batch_labels.dtype == torch.int64
     for place, index in enumerate(order):
         batch_images, batch_labels = batches[place // size]
         expected = paper_transform(images[index], tops[place][0], lefts[place][0], mirrored[place][0])
         assert torch.equal(batch_images[place % size], expected), place
         assert torch.equal(batch_labels[place % size], labels[index]), place
-
-
-def test_a_training_image_is_exactly_one_of_the_162_crops_and_flips_of_the_image_of_its_label():
-    images = random_images(40)
-    batch_images, batch_labels = next(Split(images, numbered_labels(40)).train_batches(40, seeded(1)))
-    for image, label in zip(batch_images[:6], batch_labels[:6]):
-        source = images[label[0] // 4]
-        candidates = itertools.product(range(9), range(9), (False, True))
-        assert sum(torch.equal(image, paper_transform(source, *candidate)) for candidate in candidates) == 1
 
 
 def test_every_image_comes_exactly_once_a_pass_with_all_its_labels():
@@ -76,12 +71,6 @@ def test_a_last_smaller_training_batch_is_left_out():
     labels = [batch for _, batch in split.train_batches(4, seeded())]
     assert len(split) == 10 and split.iterations(4) == 2
     assert [len(batch) for batch in labels] == [4, 4] and len(torch.cat(labels)[:, 0].unique()) == 8
-
-
-def test_training_batches_are_contiguous_float32_images_and_int64_labels():
-    for images, labels in Split(random_images(20), numbered_labels(20)).train_batches(10, seeded()):
-        assert images.dtype == torch.float32 and images.shape == (10, 3, 32, 32) and images.is_contiguous()
-        assert labels.dtype == torch.int64 and labels.shape == (10, 4)
 
 
 def test_all_81_crops_come_equally_often_and_half_of_each_mirrored():
@@ -112,12 +101,6 @@ def test_the_seed_of_the_generator_fixes_the_batches_and_every_pass_differs():
     assert len(orders) == 3
 
 
-def test_training_batches_leave_the_global_random_state_alone():
-    before = torch.get_rng_state()
-    list(Split(random_images(20), numbered_labels(20)).train_batches(10, seeded()))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def test_test_batches_are_the_unaugmented_images_in_order_with_a_smaller_last_batch():
     images, labels = random_images(25), numbered_labels(25)
     batches = list(Split(images, labels).test_batches(10))
@@ -127,22 +110,6 @@ def test_test_batches_are_the_unaugmented_images_in_order_with_a_smaller_last_ba
         assert batch_labels.dtype == torch.int64
     assert torch.equal(torch.cat([batch for batch, _ in batches]), torch.stack(list(map(paper_transform, images))))
     assert torch.equal(torch.cat([batch for _, batch in batches]), labels)
-
-
-def test_all_256_pixel_values_are_scaled_as_torchvision_scales_them():
-    image = np.arange(3072).reshape(32, 32, 3).astype(np.uint8)
-    ((batch, _),) = Split(image[None], numbered_labels(1)).test_batches()
-    assert torch.equal(batch[0], paper_transform(image))
-    assert batch.min() == -2.5 and batch.max() == 2.5
-
-
-def test_batches_do_not_change_the_images_they_are_cut_from():
-    images = random_images(20)
-    split = Split(images, numbered_labels(20))
-    for batch, _ in itertools.chain(split.train_batches(10, seeded()), split.test_batches(10)):
-        batch.zero_()
-    ((batch, _),) = split.test_batches(20)
-    assert torch.equal(batch, torch.stack(list(map(paper_transform, images))))
 
 
 def test_a_split_holds_its_images_as_uint8():
@@ -161,61 +128,30 @@ def test_a_batch_larger_than_the_split_is_refused():
         next(split.train_batches(21, seeded()))
 
 
-@pytest.fixture(scope="module")
-def generate_once():
-    return functools.cache(make_synthetic)
+def test_load_takes_a_class_balanced_part_of_the_training_images_and_all_test_images(spared):
+    def load(train_images, seed=4):
+        settings = {"dataset": "synthetic", "data_root": "unused", "train_images": train_images, "seed": seed}
+        return create_dataset.load(argparse.Namespace(**settings, channels_last=False), "cpu")
 
+    def pixels_and_labels(split):
+        """All images as uint8 (N, 32, 32, 3) and all labels, got back from the test batches."""
+        images, labels = map(torch.cat, zip(*split.test_batches()))
+        return ((images * 0.2 + 0.5) * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels
 
-@pytest.fixture
-def synthetic(generate_once, monkeypatch):
-    """make_synthetic as it is, but each of its results is made only once, to save time."""
-    monkeypatch.setattr(create_dataset, "make_synthetic", generate_once)
-    return generate_once
-
-
-def pixels_and_labels(split):
-    """All images as uint8 (N, 32, 32, 3) and all labels, got back from the test batches."""
-    images, labels = map(torch.cat, zip(*split.test_batches()))
-    return ((images * 0.2 + 0.5) * 255).round().byte().permute(0, 2, 3, 1).numpy(), labels
-
-
-def load_of(dataset, data_root, train_images=None, seed=0):
-    settings = {"dataset": dataset, "data_root": data_root, "train_images": train_images, "seed": seed}
-    return create_dataset.load(argparse.Namespace(**settings, channels_last=False), "cpu")
-
-
-def test_load_takes_a_class_balanced_part_of_the_training_images_and_all_test_images(synthetic, tmp_path):
-    train, test = load_of("synthetic", tmp_path / "unused", train_images=300, seed=4)
-    assert (len(train), len(test)) == (300, 2000) and not (tmp_path / "unused").exists()
-
-    (images, labels), (whole_images, whole_labels) = pixels_and_labels(train), synthetic(train=True)
+    train, test = load(300)
+    assert (len(train), len(test), len(load(None)[0])) == (300, 200, 1000) and not Path("unused").exists()
+    (images, labels), (whole_images, whole_labels) = pixels_and_labels(train), create_dataset.make_synthetic(train=True)
     assert torch.bincount(labels[:, 3], minlength=100).tolist() == [3] * 100
     place = {image.tobytes(): i for i, image in enumerate(whole_images)}
     assert torch.equal(labels, whole_labels[[place[image.tobytes()] for image in images]])
+    again, other = (pixels_and_labels(load(300, seed)[0])[0] for seed in (4, 5))
+    assert np.array_equal(images, again) and not np.array_equal(images, other)
 
-    (images, labels), (whole_images, whole_labels) = pixels_and_labels(test), synthetic(train=False)
+    (images, labels), (whole_images, whole_labels) = pixels_and_labels(test), create_dataset.make_synthetic(train=False)
     assert np.array_equal(images, whole_images) and torch.equal(labels, whole_labels)
 
 
-def test_load_draws_the_part_from_the_seed_and_leaves_all_images_without_one(synthetic, tmp_path):
-    parts = [load_of("synthetic", tmp_path, train_images=100, seed=seed)[0] for seed in (0, 0, 1)]
-    first, again, other = (pixels_and_labels(part)[0].tobytes() for part in parts)
-    assert first == again != other
-    assert len(load_of("synthetic", tmp_path)[0]) == 10_000
-
-
-def test_load_of_cifar100_takes_it_from_the_data_root(synthetic, tmp_path, monkeypatch):
-    images, labels = synthetic(train=False)
-    splits = {tmp_path: [(images, labels), (images[:500], labels[:500])]}
-    monkeypatch.setattr(create_dataset, "load_cifar100", splits.get)
-    train, test = load_of("cifar100", tmp_path, train_images=200)
-    assert (len(train), len(test)) == (200, 500)
-    assert np.array_equal(pixels_and_labels(test)[0], images[:500])
-
-
-# ------------------------------------------------------------------------------------------------
-# On a GPU
-# ------------------------------------------------------------------------------------------------
+# --- on a GPU -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.cuda

@@ -94,18 +94,6 @@ def test_an_item_is_the_official_image_with_the_four_ids_of_its_row_of_table_2(s
         assert [NAMES[level][label[level]] for level in range(4)] == list(path)
 
 
-def test_a_data_loader_hands_out_the_labels_of_level_k_in_column_k(data_root, official, no_download):
-    split = CIFAR100(data_root, train=False, transform=torchvision.transforms.ToTensor())
-    images, train_label = next(iter(torch.utils.data.DataLoader(split, batch_size=256)))
-    assert images.dtype == torch.float32 and images.shape == (256, 3, 32, 32)
-    assert torch.equal((images * 255).round().flatten(1).byte(), torch.from_numpy(official["test"]["data"][:256]))
-    assert train_label.dtype == torch.int64 and train_label.shape == (256, 4)
-    fine_names = [official["meta"]["fine_label_names"][fine] for fine in official["test"]["fine_labels"][:256]]
-    path_of = {path[3]: path for path in PATHS}
-    for k in range(4):
-        assert train_label[:, k].tolist() == [NAMES[k].index(path_of[name][k]) for name in fine_names]
-
-
 def one_bit_flipped(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -121,39 +109,22 @@ def half_a_megabyte_of_it(path):
         return file.read(2**19)
 
 
-def emptied(path):
-    return b""
-
-
-@pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(
-    "name, change",
-    [
-        ("train", half_a_megabyte_of_it),
-        ("test", one_bit_flipped),
-        ("test", last_byte_lost),
-        ("meta", one_bit_flipped),
-        ("meta", last_byte_lost),
-        ("meta", emptied),
-    ],
-)
+@pytest.mark.parametrize("name, change, train", [
+    ("train", half_a_megabyte_of_it, False),
+    ("test", one_bit_flipped, True),
+    ("meta", last_byte_lost, False),
+])  # fmt: skip
 def test_a_damaged_file_is_refused_by_name_before_anything_is_unpickled(
     data_root, tmp_path, no_unpickling, no_download, name, change, train
 ):
     root = copy_data(data_root, tmp_path / "data", name, change)
     try:
-        with pytest.raises(InputError) as error:
-            CIFAR100(root, train=train, download=True)
-        assert str(root / FOLDER / name) in str(error.value)
+        for read in (lambda: CIFAR100(root, train=train, download=True), lambda: load_cifar100(root)):
+            with pytest.raises(InputError) as error:
+                read()
+            assert str(root / FOLDER / name) in str(error.value)
     finally:
         shutil.rmtree(root)  # pytest would keep it
-
-
-def test_a_damaged_file_is_refused_by_load_cifar100_too(data_root, tmp_path, no_unpickling, no_download):
-    root = copy_data(data_root, tmp_path, "meta", one_bit_flipped)
-    with pytest.raises(InputError) as error:
-        load_cifar100(root)
-    assert str(root / FOLDER / "meta") in str(error.value)
 
 
 def test_data_that_is_missing_is_not_downloaded_unasked(tmp_path, no_download):
@@ -162,10 +133,9 @@ def test_data_that_is_missing_is_not_downloaded_unasked(tmp_path, no_download):
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_single_missing_file_is_named(data_root, tmp_path, no_unpickling, no_download, name):
-    root = copy_data(data_root, tmp_path, left_out=[name])
-    with pytest.raises(InputError, match=f"lacks {name};"):
+def test_a_single_missing_file_is_named(data_root, tmp_path, no_unpickling, no_download):
+    root = copy_data(data_root, tmp_path, left_out=["meta"])
+    with pytest.raises(InputError, match="lacks meta;"):
         CIFAR100(root)
 
 
@@ -206,27 +176,20 @@ def test_missing_data_is_fetched_as_the_official_archive_while_others_do_so_too(
     assert test_labels[:, 3].tolist() == official["test"]["fine_labels"]
 
 
-def test_a_failed_download_names_the_three_ways_out_and_leaves_no_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize("was_there", [False, True])
+def test_a_failed_download_names_the_three_ways_out_and_leaves_what_was_there(was_there, tmp_path, monkeypatch):
     def fail(url, download_root, *_, **__):
         Path(download_root, "half of the archive").write_text("half")
         raise urllib.error.URLError("Name or service not known")
 
     monkeypatch.setattr(downloads, "download_and_extract_archive", fail)
     root = tmp_path / "new" / "data"
+    if was_there:
+        root.mkdir(parents=True)
     with pytest.raises(InputError) as error:
         load_cifar100(root)
     text = str(error.value)
     assert "Name or service not known" in text
     assert str(root / "cifar-100-python.tar.gz") in text and "https://www.cs.toronto.edu/~kriz/" in text
     assert "--data-root" in text and "--dataset synthetic" in text
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_failed_download_leaves_a_folder_that_was_there(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr(downloads, "download_and_extract_archive", fail)
-    with pytest.raises(InputError):
-        load_cifar100(tmp_path)
-    assert tmp_path.is_dir()
+    assert list(tmp_path.rglob("*")) == ([root.parent, root] if was_there else [])

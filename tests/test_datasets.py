@@ -30,8 +30,7 @@ def own_dataset(channels=3, classes=4, **changed):
     return registry.Dataset("Mine", classes, (120, 40), read, "conv4", channels=channels)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("script", [table1_single, table1_maxl])
+@pytest.mark.parametrize("script, channels", [(table1_single, 1), (table1_maxl, 3)])
 def test_a_dataset_of_the_readers_own_is_a_function_and_a_line(monkeypatch, script, channels):
     monkeypatch.setitem(registry.DATASETS, "mine", own_dataset(channels))
     few = [*TINY[2:4], "--batch-size", "20", "--epochs", "2", "--dataset", "mine", "--out", "r"]
@@ -55,7 +54,6 @@ GOOD = np.zeros((40, 32, 32, 3), np.uint8), torch.arange(40) % 4
     [
         ((GOOD[0].astype(np.float32), GOOD[1]), "the test images are float32 (40, 32, 32, 3); expected uint8 (40, 32"),
         ((GOOD[0], GOOD[1] + 1), "the test labels are torch.int64 of 4 classes, 1 to 4; expected int64, all of the 4"),
-        ((GOOD[0], GOOD[1].clamp_max(2)), "of 3 classes, 0 to 2; expected int64, all of the 4 classes"),
         ((GOOD[0], GOOD[1][:, None]), "the test labels have shape (40, 1); expected (N,)"),
     ],
 )

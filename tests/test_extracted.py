@@ -45,16 +45,9 @@ def imagenet_file(name, **arrays):
     np.savez(f"dataset/ImageNet32/{name}.npz", **arrays)
 
 
-def cut_short(name):
-    path = Path(f"dataset/ImageNet32/{name}.npz")
-    path.write_bytes(path.read_bytes()[:5000])
-
-
-def flip(name, mark, behind):
-    """Another byte some way behind a mark of the file."""
-    path = Path(f"dataset/ImageNet32/{name}.npz")
+def damage_a_byte(path, place):
     content = bytearray(path.read_bytes())
-    content[content.index(mark) + behind] ^= 255
+    content[place] ^= 255
     path.write_bytes(content)
 
 
@@ -65,20 +58,11 @@ LABELS = np.arange(100) + 1
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (lambda: cut_short("train_data_batch_3"), "train_data_batch_3.npz cannot be read"),
         (lambda: Path("dataset/ImageNet32/val_data.npz").unlink(), "lacks val_data.npz; get"),
-        (lambda: imagenet_file("val_data", data=PIXELS), "val_data.npz cannot be read"),
-        (lambda: flip("val_data", b"PK", 5000), "val_data.npz cannot be read"),
-        (lambda: imagenet_file("val_data", data=PIXELS, labels=7), "labels int64 (); expected uint8"),
-        (lambda: imagenet_file("val_data", data=PIXELS[:0], labels=LABELS[:0]), "labels int64 (0,)"),
-        (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS.astype(str)), "(N, 3072) and whole numbers (N,)"),
-        (lambda: imagenet_file("val_data", data=PIXELS.astype(float), labels=LABELS), "data is float64 (100, 3072)"),
+        (lambda: damage_a_byte(Path("dataset/ImageNet32/val_data.npz"), 5000), "val_data.npz cannot be read"),
+        (lambda: imagenet_file("val_data", data=PIXELS, labels=7), "labels int64 (); expected uint8 (N, 3072)"),
         (lambda: imagenet_file("val_data", data=PIXELS, labels=LABELS - 1), "of 100 classes, -1 to 98; expected int64"),
         (lambda: imagenet_file("val_data", data=PIXELS[1:], labels=LABELS[1:]), "99 validation images; expected 100"),
-        (
-            lambda: imagenet_file("train_data_batch_9", data=PIXELS.repeat(3, 0), labels=LABELS.repeat(3)),
-            "1200 training images; expected 1000",
-        ),
     ],
 )
 def test_imagenet_that_is_not_whole_is_refused_in_one_sentence(imagenet, damage, said):
@@ -119,18 +103,11 @@ def test_cinic10_is_its_train_and_test_folders_class_by_class(cinic):
             assert pixel == ([1, 1, 1] if c == i == 1 else [c, i, len(split)])
 
 
-def invert_a_byte(path, place):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 255
-    path.write_bytes(content)
-
-
 @pytest.mark.parametrize(
     "damage, said",
     [
         (lambda folder: (folder / "n1-3.png").unlink(), "cat has 2 images; expected 3: unpack"),
-        (lambda folder: (folder / "n1-3.png").write_bytes(b"no image"), "n1-3.png is damaged"),
-        (lambda folder: invert_a_byte(folder / "n1-3.png", -20), "n1-3.png is damaged"),  # of the last checksum
+        (lambda folder: damage_a_byte(folder / "n1-3.png", -20), "n1-3.png is damaged"),  # of the last checksum
         (lambda folder: Image.new("RGB", (32, 31)).save(folder / "n1-3.png"), "has 32x31 pixels; expected 32x32"),
     ],
 )
@@ -210,8 +187,6 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1
         assert not Path("dataset/UCF-101/frames.npz").exists()
 
     refused("the lists in lists are not UCF-101's ([Errno 2]")
-    write_lists(train="Archery/a.avi one\n")
-    refused("the lists in lists are not UCF-101's")
     write_lists(train="Archery/a.avi 2\n")
     refused("the lists in lists are not UCF-101's")
     write_lists(test="")
@@ -221,10 +196,7 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1
     for name in ("Archery/a.avi", "Biking/b.avi", "Archery/c.avi"):
         write_video(Path("v", name), range(3))
     refused("has 3 frames, fewer than 4")
-    for name in ("Archery/a.avi", "Archery/c.avi"):
-        write_video(Path("v", name), range(5))
-    Path("v/Biking/b.avi").write_bytes(b"no video")
-    refused("b.avi cannot be read")
+    write_video(Path("v/Archery/a.avi"), range(5))
     write_video(Path("v/Biking/b.avi"), range(40), codec="mpeg4")  # which decodes what is left
     path = Path("v/Biking/b.avi")
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
@@ -236,19 +208,11 @@ def test_without_av_one_sentence_says_so(monkeypatch, capsys):
     assert extract() == 2 and "pip install av" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "changed, said",
-    [
-        ({}, "has 3 frames with 3 labels of 1 training videos, and 3 test videos; expected as many labels as frames"),
-        ({"train_labels": np.zeros(2, np.int64)}, "has 3 frames with 2 labels"),
-        ({"test_labels": np.array(["a"] * 3)}, "holds other than whole numbers"),
-    ],
-)
-def test_another_files_frames_are_refused(changed, said):
+def test_another_files_frames_are_refused():
     Path("dataset/UCF-101").mkdir(parents=True)
     arrays = {f"{split}_{what}": np.zeros(3, np.int64) for split in ("train", "test") for what in ("labels", "videos")}
     images = {f"{split}_images": np.zeros((3, 32, 32, 3), np.uint8) for split in ("train", "test")}
-    np.savez("dataset/UCF-101/frames.npz", **(arrays | images | changed))
+    np.savez("dataset/UCF-101/frames.npz", **(arrays | images))
     with pytest.raises(InputError) as error:
         registry.read("ucf101", "dataset")
-    assert_one_sentence(error, said)
+    assert_one_sentence(error, "has 3 frames with 3 labels of 1 training videos, and 3 test videos; expected as many")

@@ -4,19 +4,19 @@ import math
 
 import pytest
 import torch
-from conftest import TINY, run_script, shortcuts
+from conftest import TINY, run_script
 
 import create_dataset
 from experiments import label_learning
 from experiments.runner import report
 
 NAN = math.nan
+pytestmark = pytest.mark.usefixtures("spared")
 
 
 def tiny_run(name, *options):
-    few = [*TINY, "--train-images", "100", "--epochs", "2"]
-    with shortcuts(test_images=200):
-        assert run_script("model_vgg_maxl", *few, "--out", f"r/{name}", *options) == 0
+    few = [*TINY, "--train-images", "300", "--epochs", "1"]
+    assert run_script("model_vgg_maxl", *few, "--out", f"r/{name}", *options) == 0
 
 
 def test_entropy_and_agreement_by_hand():

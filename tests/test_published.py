@@ -121,11 +121,10 @@ def test_mnist_is_fetched_and_unpacked(mnist, server, monkeypatch):
     assert sorted(os.listdir(raw)) == sorted([*mnist, *(name for name, _ in resources)])
 
 
-@pytest.mark.parametrize("inner", ["MNIST", "MNIST/raw"])
-def test_an_inner_folder_is_refused_with_the_right_one_named(mnist, inner):
+def test_an_inner_folder_is_refused_with_the_right_one_named(mnist):
     with pytest.raises(InputError) as error:
-        registry.read("mnist", f"dataset/{inner}")
-    assert_one_sentence(error, f"dataset/{inner} is the inner folder of the data; name the one it lies in, dataset")
+        registry.read("mnist", "dataset/MNIST/raw")
+    assert_one_sentence(error, "dataset/MNIST/raw is the inner folder of the data; name the one it lies in, dataset")
 
 
 def test_unchecked_copies_of_mnist_are_not_read(mnist):
@@ -227,9 +226,8 @@ def test_cifar10_has_its_images_and_labels_in_order(cifar10):
     assert test_labels.tolist() == cifar10["test_batch"][1]
 
 
-@pytest.mark.parametrize("name", ["batches.meta", "data_batch_2"])
-def test_a_missing_file_of_cifar10_comes_from_its_archive(cifar10, server, monkeypatch, name):
-    official, path = torchvision.datasets.CIFAR10, Path("dataset/cifar-10-batches-py", name)
+def test_a_missing_file_of_cifar10_comes_from_its_archive(cifar10, server, monkeypatch):
+    official, path = torchvision.datasets.CIFAR10, Path("dataset/cifar-10-batches-py/data_batch_2")
     shutil.make_archive("dataset/cifar-10-python", "gztar", "dataset", "cifar-10-batches-py")
     monkeypatch.setattr(official, "tgz_md5", md5("dataset/cifar-10-python.tar.gz"))
     path.unlink()

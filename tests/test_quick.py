@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import PNG, TINY
 
+from experiments import figure6
 from experiments.runner import main
 from harness import exits
 
@@ -38,6 +39,7 @@ def test_quick_ends_with_picture_and_table(name, folder, spared, monkeypatch, ca
         return failed
 
     monkeypatch.setattr(main, "run_tasks", run_tasks)
+    monkeypatch.setattr(figure6.random_information, "__defaults__", (2,))  # draws
     experiment = importlib.import_module(f"experiments.{name}").experiment
     arguments = ["--quick", "--out", str(folder), *TINY, "--epochs", "2"]
     assert exits.run_main(experiment.main, arguments) == 0, capsys.readouterr().err

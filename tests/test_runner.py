@@ -76,27 +76,23 @@ def test_appendix_es_variations_differ_from_maxl_in_the_variant_alone():
         assert differ == {"out"} | ({"focal_gamma"} if variant == "cross-entropy" else set())
 
 
-@pytest.mark.parametrize("given, every", [([], 10), (["--cosine-every", "3"], 3), (["--cosine-every=0"], 0)])
-def test_options_reach_the_runs_that_have_them(given, every):
-    few = "--seeds", "0", "--pairs", "3-10"
-    found = tasks(figure3, *given, *few, "--epochs", "7", "--label-learning-rate", "1", "--test-statistics", "running")
+def test_options_reach_the_runs_that_have_them():
+    few = "--seeds", "0", "--pairs", "3-10", "--epochs", "7"
+    found = tasks(figure3, *few, "--label-learning-rate", "1", "--test-statistics", "running")
     found = {task.method: vars(task.settings) for task in found.values()}
     assert all(task["epochs"] == 7 and task["test_statistics"] == "running" for task in found.values())
     assert found["maxl"]["label_learning_rate"] == 1
-    methods = ("random", "kmeans", "human", "maxl")
-    assert {m: task["cosine_every"] for m, task in found.items() if "cosine_every" in task} == dict.fromkeys(
-        methods, every
-    )
+    for options, every in (([], 10), (["--cosine-every=0"], 0)):
+        found = tasks(figure3, *few, *options).values()
+        cosines = {task.method: vars(task.settings).get("cosine_every") for task in found}
+        assert cosines == dict.fromkeys(pairs.FIVE, every) | {"single": None}
     quick = tasks(figure3, "--quick", "--epochs", "2", "--methods", "maxl", "single")
     assert len(quick) == 4 and all((t.settings.epochs, t.settings.width) == (2, 0.125) for t in quick.values())
 
 
 @pytest.mark.parametrize("arguments, said", [
     (["--seed", "1"], "--seed is set for each run by the figure"),
-    (["--psi=5,5"], "--psi=5,5 is set for each run by the figure"),
-    (["--resume"], "--resume is set for each run by the figure"),
     (["--pairs", "3-11"], "invalid choice: '3-11'"),
-    (["--jobs", "0"], "--jobs 0 is out of range"),
     (["--seeds", "0", "-1"], "--seeds -1 is out of range"),
     (["--plot", "--bogus", "3"], "unrecognized arguments: --bogus 3"),
     (["--width", "0"], "maxl: --width 0.0 is out of range"),
@@ -132,11 +128,10 @@ def test_a_rate_edited_in_one_script_alone_is_named_before_anything_starts(monke
 
 
 def test_a_script_started_as_a_file_says_how_it_is_started():
-    for name in ("figure3", "figure5", "table1"):
-        command = [sys.executable, str(REPOSITORY / f"experiments/{name}.py")]
-        process = subprocess.run(command, capture_output=True, text=True)
-        assert process.returncode == 1 and f"as python -m experiments.{name}\n" in process.stderr
-        assert process.stderr.count("\n") == 1
+    command = [sys.executable, str(REPOSITORY / "experiments/figure3.py")]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 1 and "as python -m experiments.figure3\n" in process.stderr
+    assert process.stderr.count("\n") == 1
     listing = subprocess.run([sys.executable, "-m", "experiments"], cwd=REPOSITORY, capture_output=True, text=True)
     assert "figure3" in listing.stdout and "methods.controls" in listing.stdout
 
@@ -165,9 +160,9 @@ def test_the_estimate_is_the_measured_time_of_what_an_epoch_has(method, passes, 
 
     monkeypatch.setattr(importlib.import_module(f"model_vgg_{method}"), "main", main)
     options = ["--train-images", "10000", "--device", "cpu"]
-    for more, settled in ((["--test-statistics", "running"], 0), ([], 15 if method == "single" else 0)):
-        (task,) = plan("r", ["20-100"], [method], [0], [*options, *more])
-        assert progress.estimate(task) == pytest.approx(sum(passes.values()) / 5 * 100 + 15 + settled)
+    (task,) = plan("r", ["20-100"], [method], [0], options)
+    settled = 15 if method == "single" else 0
+    assert progress.estimate(task) == pytest.approx(sum(passes.values()) / 5 * 100 + 15 + settled)
 
 
 class Done:
@@ -195,7 +190,6 @@ def test_the_data_is_fetched_once_before_the_first_run_starts(monkeypatch, capsy
 @pytest.mark.parametrize("printed, code, outcome", [
     ("epoch 1/3 | ...\nerror: out of memory (x)", 2, "error: out of memory (x)"),
     ("Traceback (most recent call last):\n  File x\nKeyError: 'y'", 1, "KeyError: 'y'"),
-    ("epoch 1/3 | ...", -9, "killed by signal 9"),
     ("epoch 1/3 | ...\nstopped after epoch 1: the next would not end in time", 3, "unfinished"),
 ])  # fmt: skip
 def test_the_outcome_says_why_a_run_failed(printed, code, outcome):
@@ -267,7 +261,7 @@ def test_the_runner_runs_all_methods_skips_what_is_done_and_draws(forked_runs, c
     final = 100 * float(curves("r/maxl-3-10-seed0")[-1]["test_primary_accuracy"])
     assert float(rows[-1]["final_mean"]) == pytest.approx(final)
     (task,) = plan("by-hand", ["3-10"], ["maxl"], [0], few)
-    assert run_script("model_vgg_maxl", *task.arguments, test_images=2000) == 0  # what a person would type
+    assert run_script("model_vgg_maxl", *task.arguments, images=(10_000, 2000)) == 0  # what a person would type
     assert_same_run("r/maxl-3-10-seed0", "by-hand/maxl-3-10-seed0")
 
     Path("r/maxl-3-10-seed0/curves.csv").unlink()  # as a kill between checkpoint and curves leaves it
@@ -378,8 +372,7 @@ def test_a_job_has_its_gpu_whatever_submitit_sets(monkeypatch):
 @pytest.mark.slow
 def test_the_runner_submits_a_run_as_a_job():
     pytest.importorskip("submitit")
-    few = [*FEW, "--methods", "single", "--submitit", "local"]
-    out, error = runner(*few).communicate(timeout=600)
+    out, error = runner(*FEW, "--methods", "single", "--submitit", "local").communicate(timeout=600)
     assert out.count("submitted") == 1 and out.count(": done") == 1, (out, error)
     assert len(curves("r/single-3-seed0")) == 3
 

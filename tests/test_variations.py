@@ -88,15 +88,15 @@ def test_the_meta_gradient_is_a_double_backward(variant, method):
     assert ("mean_label_entropy" in numbers) == (not latent)
 
 
-@pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_the_focal_loss_with_gamma_0_is_the_cross_entropy(scale):
+def test_the_focal_loss_with_gamma_0_is_the_cross_entropy():
+    """With logits so far apart that many a SoftMax is 0 or 1."""
     torch.manual_seed(0)
-    logits = (scale * torch.randn(40, 9)).requires_grad_()
+    logits = (100 * torch.randn(40, 9)).requires_grad_()
     for labels in (torch.arange(40) % 9, torch.rand(40, 9).softmax(dim=1)):
         losses = maxl.focal_loss(logits, labels, 0.0), F.cross_entropy(logits, labels)
         assert torch.allclose(*losses, rtol=1e-6)
         gradients = [torch.autograd.grad(loss, logits)[0] for loss in losses]
-        assert gradients[0].isfinite().all() and torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
+        assert torch.allclose(*gradients, rtol=1e-5, atol=1e-8)
     gammas = {variant: variations.parse(["--variant", variant]).focal_gamma for variant in variations.VARIANTS}
     assert gammas == dict.fromkeys(variations.VARIANTS, 2.0) | {"cross-entropy": 0.0}
 
@@ -109,8 +109,7 @@ def test_without_mask_a_label_is_the_softmax_over_all_classes():
     assert torch.allclose(labels, logits.softmax(dim=1)) and torch.equal(labels, generator(images, primary.flip(0)))
 
 
-@pytest.mark.parametrize("compared", [False, True])
-def test_the_latent_variations_multi_task_step_is_sgd_on_focal_loss_and_squared_error(compared):
+def test_the_latent_variations_multi_task_step_is_sgd_on_focal_loss_and_squared_error():
     torch.manual_seed(0)
     network = maxl.Network(Trunk(), 3, 7).double()
     (images, primary), latents = batch(), torch.randn(12, 7, dtype=torch.float64)
@@ -119,11 +118,9 @@ def test_the_latent_variations_multi_task_step_is_sgd_on_focal_loss_and_squared_
     gradients, before = torch.autograd.grad(loss, list(network.parameters())), copy.deepcopy(network)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.3)
     loss = functools.partial(variations.latent_loss, auxiliary_weight=0.5)
-    compare = utils.cosine_similarities if compared else None
-    numbers = maxl.multi_task_step(network, optimizer, images, primary, latents, loss, compare)
+    maxl.multi_task_step(network, optimizer, images, primary, latents, loss)
     for ours, old, gradient in zip(network.parameters(), before.parameters(), gradients):
         assert torch.allclose(ours, old - 0.3 * gradient, rtol=1e-10, atol=1e-12)
-    assert ("trunk_cosine_similarity" in numbers) == compared
 
 
 @pytest.mark.parametrize("options, size", [([], 9), (["--latent-size", "4"], 4)])
@@ -208,7 +205,7 @@ def test_held_out_images_are_balanced_from_the_seed_and_no_others(share, each):
 # --- as a script ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", variations.VARIANTS)
+@pytest.mark.parametrize("variant", ["latent", "validation"])
 def test_a_variant_stopped_and_resumed_is_the_same_to_the_bit(variant):
     assert run("--variant", variant, "--out", "whole") == 0
     assert run("--variant", variant, "--out", "parts", "--epochs", "1") == 0
@@ -229,11 +226,9 @@ def test_what_a_variant_does_not_change_is_maxls_to_the_bit(monkeypatch):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--variant", "focal"], "invalid choice: 'focal'"),
     (["--variant", "latent", "--latent-size", "0"], "--latent-size 0 is out of range; give 1 or more"),
     (["--variant", "validation", "--validation-share", "1"], "--validation-share 1.0 is out of range"),
     (["--variant", "validation", "--validation-share", "0.9"], "parts 120 training images into 12 and 108"),
-    (["--variant", "latent", "--psi", "5,5"], "psi has 2 numbers, but primary level 0 has 3 classes"),
 ])  # fmt: skip
 def test_a_variants_bad_input_is_one_sentence_and_nothing_is_written(arguments, said, capsys):
     assert run(*arguments) == 2
