@@ -12,7 +12,6 @@ does not name.
 
 import dataclasses
 import functools
-import itertools
 import sys
 
 from experiments import pairs
@@ -47,43 +46,24 @@ def task(method, pair, seed, root, options=()):
     return dataclasses.replace(one, name=f"maxl-{one.name}") if method in VARIATIONS else one
 
 
-def plan(settings, options=()):
-    """The runs of settings.methods, .pairs and .seeds, seed by seed; Single's once for each primary level."""
-    parts = itertools.product(settings.seeds, settings.pairs, settings.methods)
-    return [task(method, pair, seed, settings.out, options) for seed, pair, method in parts]
-
-
-def table(runs, settings):
-    """A dict a row: pair and method, accuracy in % in the final epoch over the finished runs, the paper's finding."""
-    rows = []
-    for pair, (method, (_, label, *_)) in itertools.product(settings.pairs, SHOWN.items()):
-        found = runs.get((pair, method), {})
-        row = {"pair": pair, "method": label, "begun": len(found), "n": len(report.finals(found))}
-        row |= report.spread_columns(accuracy=report.finals(found).values()) | {"paper": PAPER.get(method, "")}
-        rows.append(row | {"missing": report.missing(found, settings.seeds)})
-    return rows
-
-
-def markdown(rows, described):
-    """The table as Markdown, with what all the runs share."""
-    columns = {"test accuracy (%)": ("accuracy", 2), "n": "n", "in the paper": "paper", "missing": "missing"}
-    return (
-        "Variations of MAXL (Appendix E): test accuracy in % in the final epoch, mean ± standard deviation over n "
-        f"finished runs ({described}).\n\n"
-    ) + report.rows_as_markdown(rows, pairs.HEAD | columns)
-
-
 def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds, task)
-    rows, described = table(runs, settings), report.describe(runs, lambda method: SHOWN[method].label)
+    described = report.describe(runs, lambda method: SHOWN[method].label)
+    rows = pairs.table(runs, SHOWN, settings, {"accuracy": lambda run: run.accuracy[-1]})
     figure = drawing.draw_curves(runs, settings.pairs, SHOWN, "test accuracy (%)", lambda run: run.accuracy)
     drawing.caption(figure, f"{described}. {drawing.LINES}")
-    return figure, rows, markdown(rows, described)
+    found = {method.label: PAPER.get(name, "") for name, method in SHOWN.items()}
+    columns = {"test accuracy (%)": ("accuracy", 2), "n": "n", "in the paper": lambda row: found[row["method"]]}
+    text = (
+        "Variations of MAXL (Appendix E): test accuracy in % in the final epoch, mean ± standard deviation over n "
+        f"finished runs ({described}).\n\n"
+    ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"missing": "missing"})
+    return figure, rows, text
 
 
 experiment = Experiment(
-    "appendix_e", __doc__, plan, make_report,
+    "appendix_e", __doc__, functools.partial(pairs.plan, task=task), make_report,
     functools.partial(pairs.add_options, methods=SHOWN, default=["all"], pairs="20-100"),
     full={"pairs": ["20-100"], "methods": list(SHOWN), "seeds": pairs.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",

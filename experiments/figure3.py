@@ -15,6 +15,8 @@ that fails does not stop the others. --max-minutes limits each run. Single has n
 each primary level and seed.
 """
 
+import functools
+import itertools
 import statistics
 import sys
 
@@ -26,21 +28,17 @@ from experiments.runner.main import Experiment
 
 def table(runs, methods, settings):
     """A dict a row: pair and method, accuracies in % over the finished runs, what is missing, time and device."""
-    rows, generated = [], report.generated(runs)
-    for pair in settings.pairs:
-        for method in methods:
-            found = runs.get((pair, method), {})
-            finished = [run for run in found.values() if run.finished]
-            gains = report.gains(found, runs.get((pair, "single"), {})) if method != "single" else []
-            row = {"pair": pair, "method": METHODS[method].label, "begun": len(found), "n": len(finished)}
-            row |= report.spread_columns(
-                final=[run.accuracy[-1] for run in finished], best=[max(run.accuracy) for run in finished]
-            )
-            row |= {"gain_n": len(gains)} | report.spread_columns(gain=gains)
-            row["paper_maxl"] = pairs.PAPER.get(pair) if method == "maxl" and not generated else None
-            row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
-            row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))
-            rows.append(row | {"missing": report.missing(found, settings.seeds)})
+    shown, generated = {method: METHODS[method] for method in methods}, report.generated(runs)
+    columns = {"final": lambda run: run.accuracy[-1], "best": lambda run: max(run.accuracy)}
+    rows = pairs.table(runs, shown, settings, columns)
+    for row, (pair, method) in zip(rows, itertools.product(settings.pairs, methods)):
+        found = runs.get((pair, method), {})
+        finished = [run for run in found.values() if run.finished]
+        gains = report.gains(found, runs.get((pair, "single"), {})) if method != "single" else []
+        row |= report.spread_columns(gain=gains)
+        row["paper_maxl"] = pairs.PAPER.get(pair) if method == "maxl" and not generated else None
+        row["seconds_per_run"] = statistics.fmean(run.seconds for run in finished) if finished else None
+        row["device"] = " / ".join(sorted({run.settings["device_name"] for run in finished}))
     return rows
 
 
@@ -48,8 +46,8 @@ def markdown(rows, described):
     """The table as Markdown, with what all the runs share."""
     columns = pairs.HEAD | {
         "final epoch": ("final", 2), "best epoch": ("best", 2),
-        "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]) if row["gain_n"] else "",
-        "n": "n", "paper": lambda row: f"{row['paper_maxl']:.2f}" if row["paper_maxl"] else "",
+        "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]),
+        "n": "n", "paper": lambda row: report.with_spread(row["paper_maxl"], None),
         "time of a run": lambda row: f"{row['seconds_per_run'] / 60:.1f} min" if row["seconds_per_run"] else "",
         "device": "device", "missing": "missing",
     }  # fmt: skip
@@ -69,7 +67,6 @@ def draw_dots(figure, runs, settings, methods):
     width = 0.62 * len(methods)
     figure.set_figwidth(4.2 + width)
     axes.get_gridspec().set_width_ratios([3.4, width])
-    axes.clear()
     for place, method in enumerate(methods):
         colour, label = METHODS[method].colour, METHODS[method].label.replace(" (", "\n(")
         tasks = [pairs.task(method, pair, seed, settings.out / "settled") for seed in settings.seeds]
@@ -101,10 +98,11 @@ def make_report(settings):
     methods = [method for method in METHODS if method in FIVE or method in there]
     rows, described = table(runs, methods, settings), pairs.describe(runs)
     shown = {method: METHODS[method] for method in methods}
+    dots = functools.partial(draw_dots, runs=runs, settings=settings, methods=methods)
+    second = dots if len(settings.pairs) == 1 else None
     figure = drawing.draw_curves(
-        runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy,
-        second=lambda figure: draw_dots(figure, runs, settings, methods),
-    )  # fmt: skip
+        runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy, second=second
+    )
     drawing.caption(figure, f"{described}. {drawing.LINES}")
     return figure, rows, markdown(rows, described)
 

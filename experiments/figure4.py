@@ -8,6 +8,7 @@ iteration. Human, Random, K-Means and MAXL have an auxiliary task; the controls 
 are not the figure's go to the scripts, as with Figure 3. python -m experiments.figure7 has all six pairs.
 """
 
+import statistics
 import sys
 
 from experiments import pairs
@@ -31,48 +32,31 @@ def read_runs(settings):
     runs = pairs.read_runs(settings.out, [*WITH_AUXILIARY_TASK, *OTHERS], settings.pairs, settings.seeds)
     for run in report.listed(runs):
         if not run.column(BY_FILTER):
-            command = run.settings.get("command", "its command").replace(" --resume", "")
             raise InputError(
-                f"{run.folder} was run without the cosine similarity; move it away, or replace it by "
-                f"{command} --cosine-every 10 --overwrite"
+                f"{run.folder} was run without the cosine similarity; move it away and run it anew with --cosine-every"
             )
     return runs
-
-
-def table(runs, settings):
-    """A dict a row: pair and method, the means over the last epochs of each run, then over the seeds."""
-    rows = []
-    for pair in settings.pairs:
-        for method in METHODS:
-            found = runs.get((pair, method), {})
-            if not found and method not in WITH_AUXILIARY_TASK:
-                continue
-            tails = {name: [run.column(name)[-LAST_EPOCHS:] for run in found.values()] for name in COLUMNS}
-            means = {name: [sum(tail) / len(tail) for tail in of_runs] for name, of_runs in tails.items()}
-            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)} | report.spread_columns(**means)
-            rows.append(row | {"missing": report.missing(found, settings.seeds)})
-    return rows
-
-
-def markdown(rows, described):
-    """The table as Markdown, with what all the runs share."""
-    columns = pairs.HEAD | {heading: (name, 3) for name, heading in COLUMNS.items()} | {"n": "n", "missing": "missing"}
-    return (
-        f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
-        f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
-        f"({described}).\n\n"
-    ) + report.rows_as_markdown(rows, columns)
 
 
 def make_report(settings):
     """The figure (by filter, as in the paper), and the table of both measures."""
     runs = read_runs(settings)
-    rows, described = table(runs, settings), pairs.describe(runs)
-    figure = drawing.draw_curves(
-        runs, settings.pairs, METHODS, "cosine similarity", lambda run: run.column(BY_FILTER)
-    )  # fmt: skip
+    there, described = {method for _, method in runs}.union(WITH_AUXILIARY_TASK), pairs.describe(runs)
+    shown = {name: method for name, method in METHODS.items() if name in there}
+
+    def mean_of(column):
+        return lambda run: statistics.fmean(run.column(column)[-LAST_EPOCHS:])
+
+    rows = pairs.table(runs, shown, settings, {name: mean_of(name) for name in COLUMNS}, unfinished=True)
+    figure = drawing.draw_curves(runs, settings.pairs, shown, "cosine similarity", lambda run: run.column(BY_FILTER))
     drawing.caption(figure, f"{described}. {drawing.LINES}")
-    return figure, rows, markdown(rows, described)
+    columns = pairs.HEAD | {heading: (name, 3) for name, heading in COLUMNS.items()} | {"n": "n", "missing": "missing"}
+    text = (
+        f"Cosine similarity of the auxiliary and the primary gradient on the shared trunk, mean over the last "
+        f"{LAST_EPOCHS} epochs of each run, then mean ± standard deviation over n runs, unfinished ones included "
+        f"({described}).\n\n"
+    ) + report.rows_as_markdown(rows, columns)
+    return figure, rows, text
 
 
 def similarity(name, doc, shown):

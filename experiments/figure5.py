@@ -9,6 +9,7 @@ Needs scikit-learn (pip install scikit-learn).
 """
 
 import argparse
+import functools
 import sys
 
 import numpy as np
@@ -23,6 +24,10 @@ from harness.acceleration import select_device
 THREE = ["single", "human", "maxl"]
 NEIGHBOURS = 20
 PERPLEXITY = 30
+DRAWN, SEED = 2000, 0  # test images in the picture, and the seed that draws them and starts the t-SNE
+MEASURES = {  # of the table: heading and digits
+    "knn_accuracy": ("neighbours (%)", 2), "silhouette": ("silhouette", 3), "test_accuracy": ("test accuracy (%)", 2),
+}  # fmt: skip
 FEW = ["#56B4E9", "#D55E00", "#000000"]  # Okabe and Ito's, told apart by the colour-blind and in a grey print
 MANY = [  # no pale ones, which vanish in print
     "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#2fc1e0", "#f032e6", "#a6d92e", "#f2a0b5", "#469990",
@@ -57,31 +62,32 @@ def embed(features, seed):
 
 
 def measure_and_embed(runs, settings):
-    """{(pair, method): {seed: numbers}}, and what is drawn: {(pair, method): (points (n, 2), classes (n,))}."""
+    """Set .measured of {(pair, method): {seed: RunOnDisk}}; returns what is drawn, and the number of test images.
+
+    The former is {(pair, method): (points (n, 2), their classes (n,))}, of the first of settings.seeds.
+    """
     device = select_device(argparse.Namespace(device="auto"))
     test = trained.load_test(runs, settings.data_root, device)
-    every = test.labels.cpu()
+    every, drawn = test.labels.cpu(), {}
     # in a random order, so that no class lies on top of another as a whole
-    subset = trained.random_subset(test, settings.test_images, settings.tsne_seed)
-    numbers, drawn = {}, {}
+    subset = trained.random_subset(every, min(DRAWN, len(every)), SEED)
     with tqdm(total=sum(map(len, runs.values())), desc="features", disable=None) as bar:
         for (pair, method), found in runs.items():
             labels = every[:, PAIRS[pair][0]].numpy()
             for seed, run in found.items():
                 network = trained.load_trained(run, pairs.task(method, pair, seed, settings.out), device).network
                 features = trained.trunk_features(network, test).numpy()
-                one = {"epoch": len(run.rows), "test_accuracy": run.accuracy[-1]} | measure(features, labels)
-                numbers.setdefault((pair, method), {})[seed] = one
+                run.measured = measure(features, labels) | {"test_accuracy": run.accuracy[-1]}
                 if seed == settings.seeds[0]:
-                    drawn[pair, method] = embed(features[subset], settings.tsne_seed), labels[subset]
+                    drawn[pair, method] = embed(features[subset], SEED), labels[subset]
                 bar.update()
-    return numbers, drawn, len(every)
+    return drawn, len(every)
 
 
 # --- the figure ---
 
 
-def draw(runs, numbers, drawn, shown):
+def draw(runs, drawn, shown, seed):
     """A row a pair, a column a method; a class has its colour in all panels of a row."""
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -100,10 +106,10 @@ def draw(runs, numbers, drawn, shown):
                 axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
                 continue
             points, classes = drawn[pair, method]
-            seed, one = next(iter(numbers[pair, method].items()))
             run = runs[pair, method][seed]
+            one = run.measured
             if not run.finished:
-                axes.set_title(f"{METHODS[method].label}, epoch {one['epoch']} of {run.settings['epochs']}")
+                axes.set_title(f"{METHODS[method].label}, epoch {len(run.rows)} of {run.settings['epochs']}")
             axes.set_xlabel(f"neighbours {one['knn_accuracy']:.1f} %, silhouette {one['silhouette']:.3f}", fontsize=9)
             axes.scatter(*points.T, s=5, c=[colours[c] for c in classes], alpha=0.75, linewidths=0)
         handles = [Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours]
@@ -114,74 +120,32 @@ def draw(runs, numbers, drawn, shown):
     return figure
 
 
-# --- the table ---
-
-MEASURES = {  # heading and digits
-    "knn_accuracy": ("neighbours (%)", 2), "silhouette": ("silhouette", 3), "test_accuracy": ("test accuracy (%)", 2),
-}  # fmt: skip
-
-
-def table(runs, numbers, settings):
-    """A dict a row: pair and method, means and standard deviations over the seeds, of each measure."""
-    rows = []
-    for pair in settings.pairs:
-        for method in THREE:
-            found = numbers.get((pair, method), {}).values()
-            row = {"pair": pair, "method": METHODS[method].label, "n": len(found)}
-            row |= report.spread_columns(**{name: [one[name] for one in found] for name in MEASURES})
-            rows.append(row | {"missing": report.missing(runs.get((pair, method), {}), settings.seeds)})
-    return rows
-
-
-def markdown(rows, described, settings, count):
-    """The table as Markdown, with how it and the picture came about."""
+def make_report(settings):
+    """The figure, and the table as rows and as text."""
+    runs = pairs.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
+    (drawn, count), described = measure_and_embed(runs, settings), pairs.describe(runs)
+    shown = {method: METHODS[method] for method in THREE}
+    rows = pairs.table(runs, shown, settings, report.measured(MEASURES), unfinished=True)
+    figure = draw(runs, drawn, settings.pairs, settings.seeds[0])
+    drawing.caption(figure, f"{described}; drawn: seed {settings.seeds[0]}, {min(DRAWN, count)} test images")
     columns = {heading: (name, digits) for name, (heading, digits) in MEASURES.items()}
-    return (
+    text = (
         f"Features of the {count} test images, the trunk's output in evaluation mode ({described}). "
         f"Neighbours: share of the images that the vote of their {NEIGHBOURS} nearest (Euclidean) among all other test "
         "images puts into the right primary class; no training image takes part. Silhouette: of the primary classes, "
         "mean over the images. Test accuracy: of the primary head, in the same epoch. Mean ± standard deviation over n "
         "runs, unfinished ones included as far as they are.\n\n"
-        f"Figure: t-SNE (perplexity {PERPLEXITY}, PCA at the start, seed {settings.tsne_seed}) of a class-balanced "
-        f"subset of {settings.test_images} test images, the same in all panels, for the runs of seed "
+        f"Figure: t-SNE (perplexity {PERPLEXITY}, PCA at the start, seed {SEED}) of a class-balanced "
+        f"subset of {min(DRAWN, count)} test images, the same in all panels, for the runs of seed "
         f"{settings.seeds[0]}; under each panel the numbers of that run, on all test images.\n\n"
     ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
-
-
-def make_report(settings):
-    """The figure, and the table as rows and as text."""
-    trained.require_scikit_learn("figure5")
-    runs = pairs.read_runs(settings.out, THREE, settings.pairs, settings.seeds)
-    numbers, drawn, count = measure_and_embed(runs, settings)
-    rows, described = table(runs, numbers, settings), pairs.describe(runs)
-    figure = draw(runs, numbers, drawn, settings.pairs)
-    drawing.caption(figure, f"{described}; drawn: seed {settings.seeds[0]}, {settings.test_images} test images")
-    return figure, rows, markdown(rows, described, settings, count)
-
-
-def plan(settings, options=()):
-    """Figure 3's runs of the three methods; what the figure will need is asked for before they start."""
-    trained.require_scikit_learn("figure5")
-    settings.methods = THREE
-    return pairs.plan(settings, trained.with_data_root(settings, options))
-
-
-def add_options(parser):
-    """Add --pairs, and what the picture is drawn from."""
-    pairs.add_pairs(parser, "3-10, 20-100")
-    trained.add_data_root(parser)
-    add = parser.add_argument
-    add("--test-images", type=int, default=2000, metavar="N", help="of the t-SNE, 100 or more (default: %(default)s)")
-    add(
-        "--tsne-seed", type=trained.seed_number, default=0, metavar="N",
-        help="of the t-SNE and its images (default: %(default)s)",
-    )  # fmt: skip
+    return figure, rows, text
 
 
 experiment = Experiment(
-    "figure5", __doc__, plan, make_report, add_options,
-    full={"pairs": ["3-10", "20-100"], "seeds": pairs.SEEDS},
-    quick={"pairs": ["3-10", "20-100"], "seeds": [0]}, folder="figure3",
+    "figure5", __doc__, pairs.plan, make_report, functools.partial(pairs.add_pairs, default="3-10, 20-100"),
+    full={"pairs": ["3-10", "20-100"], "methods": THREE, "seeds": pairs.SEEDS},
+    quick={"pairs": ["3-10", "20-100"], "seeds": [0]}, folder="figure3", needs_scikit_learn=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -29,17 +29,22 @@ AUXILIARY, IMAGES = 3, 5  # classes of each primary class, and images of each of
 RANDOM_DRAWS = 100  # of random labels
 
 
-def chosen_classes(settings):
-    """Ids of the primary classes to draw. Raises InputError for a name that the level does not have."""
-    names = pairs.class_names(settings.pairs[0])
-    wanted = settings.classes or (CLASSES if set(CLASSES) <= set(names) else names[: len(CLASSES)])
+def chosen_classes(wanted, names):
+    """Ids of the primary classes to draw, by their names. Raises InputError for one that is not among `names`."""
     for name in wanted:
         if name not in names:
             raise InputError(f"--classes {name} is not among the {len(names)} primary classes: {', '.join(names)}")
     return [names.index(name) for name in wanted]
 
 
-def top_images(labels, primary, psi, primary_class, seed):
+def chosen_of(settings):
+    """chosen_classes of settings.classes or, if that is empty, of the paper's, as far as the level has them."""
+    names = pairs.class_names(settings.pairs[0])
+    default = CLASSES if set(CLASSES) <= set(names) else names[: len(CLASSES)]
+    return chosen_classes(settings.classes or default, names)
+
+
+def top_images(labels, primary, psi, primary_class, seed=0):
     """Some of a primary class's auxiliary classes, from a seed, with the images of highest probability in each.
 
     labels: float (N, sum(psi)); primary: int64 (N,). Returns {auxiliary class: indices of images, the highest first}.
@@ -74,7 +79,7 @@ def random_information(psi, labels, primary_level, draws=RANDOM_DRAWS):
 # --- the figure ---
 
 
-def draw(pixels, captions, labels, psi, primary, classes, names, settings, described):
+def draw(pixels, captions, labels, psi, primary, classes, names, described):
     """A row a primary class, a block an auxiliary class; under an image its probability and its caption.
 
     pixels: uint8 (N, 32, 32, C). captions: N texts. labels, primary: as in top_images. names: of all primary classes.
@@ -89,7 +94,7 @@ def draw(pixels, captions, labels, psi, primary, classes, names, settings, descr
         bottom=0.6 / figure.get_figheight(), top=1 - 0.35 / figure.get_figheight(), hspace=0.5,
     )  # fmt: skip
     for line, primary_class in enumerate(classes):
-        tops = top_images(labels, primary, psi, primary_class, settings.draw_seed)
+        tops = top_images(labels, primary, psi, primary_class)
         for block, (k, images) in enumerate(tops.items()):
             for column, image in enumerate(images):
                 axes = figure.add_subplot(grid[line, block * (IMAGES + 1) + column])
@@ -110,7 +115,32 @@ def draw(pixels, captions, labels, psi, primary, classes, names, settings, descr
     return figure
 
 
-# --- the table ---
+# --- from the runs ---
+
+
+def draw_and_measure(found, task_of, device, test, level, classes, names, captions, described, measure):
+    """The figure of the first of {seed: RunOnDisk}, and the table's rows as dicts: a primary class, and their mean.
+
+    task_of: seed -> the run's Task. test: a Split; level: of the primary classes; classes, names, captions: as in
+    draw. measure: (Trained, labels) -> {column: a list of one number a class}; the rows are means over the seeds.
+    """
+    figure, measured, primary = None, [], test.labels[:, level].cpu()
+    for seed, run in found.items():
+        one = trained.load_trained(run, task_of(seed), device)
+        labels = trained.generated_labels(one.label_generator, test, level)
+        measured.append(measure(one, labels))
+        if figure is None:
+            words = f"{described}; drawn: seed {seed}"
+            figure = draw(test.images, captions, labels, one.settings.psi, primary, classes, names, words)
+    rows = []
+    for index, name in enumerate([*names, "mean over classes"]):
+        row = {"primary_class": name, "n": len(measured)}
+        for column in measured[0]:
+            values = [np.mean(one[column]) if index == len(names) else one[column][index] for one in measured]
+            row |= report.spread_columns(**{column: map(float, values)})
+        rows.append(row)
+    return figure, rows
+
 
 COLUMNS = {
     "NMI": ("nmi", 3), "of the first weights": ("nmi_first", 3), "of random labels": ("nmi_random", 3),
@@ -118,79 +148,49 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(numbers, names):
-    """A dict a primary class, and one of the means over them; means over the seeds, and standard deviations.
-
-    numbers: {column: a list of one number a class, for each seed}.
-    """
-    rows = []
-    for index, name in enumerate([*names, "mean over classes"]):
-        row = {"primary_class": name, "n": len(numbers["nmi"])}
-        for column, seeds in numbers.items():
-            values = [sum(one) / len(one) if index == len(names) else float(one[index]) for one in seeds]
-            row |= report.spread_columns(**{column: values})
-        rows.append(row)
-    return rows
-
-
-def markdown(rows, described, missing, settings):
-    """The table as Markdown, with how it and the picture came about."""
-    return (
-        f"MAXL, {pairs.title(settings.pairs[0])} ({described}). NMI: normalised mutual information (over the "
-        "arithmetic mean of the two entropies) of the auxiliary class with the largest probability and the true fine "
-        "class, over the test images of each primary class. It is 1 if the two are the same, and not quite 0 if they "
-        f"are unrelated; so the mean of {RANDOM_DRAWS} random, balanced assignments stands beside it, and what the "
-        f"label generator's first weights give. Mean ± standard deviation over {rows[0]['n']} run(s)"
-        + (f", unfinished ones included as far as they are ({missing})" if missing else "")
-        + ". Classes used: auxiliary classes that are the largest for some test image.\n\n"
-        f"Figure: for {AUXILIARY} auxiliary classes of each primary class, drawn from seed {settings.draw_seed}, the "
-        f"{IMAGES} test images of the highest probability, with the probability and the true fine class. The paper's "
-        '"invertebrates" and "nature scenes" are taken for CIFAR-100\'s insects and large natural outdoor scenes.\n\n'
-    ) + report.rows_as_markdown(rows, {"primary class": "primary_class"} | COLUMNS)
-
-
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    trained.require_scikit_learn("figure6")
-    classes, pair = chosen_classes(settings), settings.pairs[0]
+    classes, pair = chosen_of(settings), settings.pairs[0]
     device, level = select_device(argparse.Namespace(device="auto")), pairs.PAIRS[pair][0]
     runs = pairs.read_runs(settings.out, ["maxl"], [pair], settings.seeds)
-    test, described = trained.load_test(runs, settings.data_root, device), pairs.describe(runs)
+    found, described = runs[pair, "maxl"], pairs.describe(runs)
+    test = trained.load_test(runs, settings.data_root, device)
     targets, names, fine = test.labels.cpu(), trained.class_names(runs, level), trained.class_names(runs, 3)
-    figure, numbers = None, {name: [] for name, _ in COLUMNS.values()}
-    for seed, run in runs[pair, "maxl"].items():
-        task = pairs.task("maxl", pair, seed, settings.out)
-        one = trained.load_trained(run, task, device)
-        psi, labels = one.settings.psi, trained.generated_labels(one.label_generator, test, level)
-        if figure is None:
-            captions, shown = [fine[c] for c in targets[:, -1]], f"{described}; drawn: seed {seed}"
-            primary = targets[:, level]
-            figure = draw(test.images, captions, labels, psi, primary, classes, names, settings, shown)
+
+    def measure(one, labels):
         largest = labels.argmax(dim=1)
-        first = trained.first_label_generator(task, one.settings, device)
-        at_first = trained.generated_labels(first, test, level, trained=False).argmax(dim=1)
-        numbers["nmi"].append(shared_information(largest, targets, level))
-        numbers["nmi_first"].append(shared_information(at_first, targets, level))
-        numbers["nmi_random"].append(random_information(psi, targets, level))
-        numbers["used"].append([len(largest[targets[:, level] == c].unique()) for c in range(len(names))])
-    rows = table(numbers, names)
-    return figure, rows, markdown(rows, described, report.missing(runs[pair, "maxl"], settings.seeds), settings)
+        at_first = trained.generated_labels(one.first_label_generator, test, level, trained=False).argmax(dim=1)
+        return {
+            "nmi": shared_information(largest, targets, level),
+            "nmi_first": shared_information(at_first, targets, level),
+            "nmi_random": random_information(one.settings.psi, targets, level),
+            "used": [len(largest[targets[:, level] == c].unique()) for c in range(len(names))],
+        }
+
+    figure, rows = draw_and_measure(
+        found, lambda seed: pairs.task("maxl", pair, seed, settings.out), device, test, level, classes, names,
+        [fine[c] for c in targets[:, -1]], described, measure,
+    )  # fmt: skip
+    missing = report.missing(found, settings.seeds)
+    text = (
+        f"MAXL, {pairs.title(pair)} ({described}). NMI: normalised mutual information (over the arithmetic mean of the "
+        "two entropies) of the auxiliary class with the largest probability and the true fine class, over the test "
+        "images of each primary class. It is 1 if the two are the same, and not quite 0 if they are unrelated; so the "
+        f"mean of {RANDOM_DRAWS} random, balanced assignments stands beside it, and what the label generator's first "
+        f"weights give. Mean ± standard deviation over {rows[0]['n']} run(s)"
+        + (f", unfinished ones included as far as they are ({missing})" if missing else "")
+        + ". Classes used: auxiliary classes that are the largest for some test image.\n\n"
+        f"Figure: for {AUXILIARY} auxiliary classes of each primary class, drawn at random, the {IMAGES} test images "
+        "of the highest probability, with the probability and the true fine class. The paper's \"invertebrates\" and "
+        "\"nature scenes\" are taken for CIFAR-100's insects and large natural outdoor scenes.\n\n"
+    ) + report.rows_as_markdown(rows, {"primary class": "primary_class"} | COLUMNS)
+    return figure, rows, text
 
 
 def plan(settings, options=()):
-    """MAXL's runs; what the figure will need is asked for before they start."""
-    trained.require_scikit_learn("figure6")
-    chosen_classes(settings)
-    settings.methods = ["maxl"]
-    return pairs.plan(settings, trained.with_data_root(settings, options))
-
-
-def add_draw_seed(parser):
-    """Add --draw-seed."""
-    parser.add_argument(
-        "--draw-seed", type=trained.seed_number, default=0, metavar="N",
-        help="of the auxiliary classes shown (default: %(default)s)",
-    )  # fmt: skip
+    """MAXL's runs; a class that there is not is said before they start."""
+    chosen_of(settings)
+    return pairs.plan(settings, options)
 
 
 def add_options(parser):
@@ -198,13 +198,12 @@ def add_options(parser):
     add = parser.add_argument
     add("--pairs", nargs=1, choices=pairs.PAIRS, metavar="P-A", help="one pair (default: 20-100)")
     add("--classes", nargs="+", metavar="NAME", help=f"primary classes (default, of 20: {' '.join(CLASSES)})")
-    add_draw_seed(parser)
-    trained.add_data_root(parser)
 
 
 experiment = Experiment(
     "figure6", __doc__, plan, make_report, add_options,
-    full={"pairs": ["20-100"], "seeds": pairs.SEEDS}, quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
+    full={"pairs": ["20-100"], "methods": ["maxl"], "seeds": pairs.SEEDS},
+    quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3", needs_scikit_learn=True,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from experiments.datasets.registry import DATASETS
 from experiments.runner import report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
-from harness.exits import InputError
 
 PSI = 3
 COLUMNS = {
@@ -27,76 +26,54 @@ COLUMNS = {
 
 
 def spread(labels, primary, classes):
-    """How each class's images are spread over its auxiliary classes: a dict a class.
+    """How each class's images are spread over its auxiliary classes: {column: a list of one number a class}.
 
     labels: float (N, sum(psi)); primary: int64 (N,). "used": auxiliary classes that are some image's largest;
     "largest_share": of the images whose largest it is, the most frequent one's; "surest": mean of the images' largest
     probabilities.
     """
-    rows = []
+    found = {"used": [], "largest_share": [], "surest": []}
     for c in range(classes):
         probability, largest = labels[primary == c].max(dim=1)
         counts = largest.bincount()
-        share = float(counts.max() / counts.sum())
-        rows.append({"used": int((counts > 0).sum()), "largest_share": share, "surest": float(probability.mean())})
-    return rows
+        found["used"].append(int((counts > 0).sum()))
+        found["largest_share"].append(float(counts.max() / counts.sum()))
+        found["surest"].append(float(probability.mean()))
+    return found
 
 
-def table(spreads, names):
-    """A dict a primary class: means over the seeds of {seed: rows of `spread`}, and ± if there are several."""
-    rows = []
-    for index, name in enumerate(names):
-        columns = {key: [float(found[index][key]) for found in spreads.values()] for key, _ in COLUMNS.values()}
-        rows.append({"primary_class": name, "n": len(spreads)} | report.spread_columns(**columns))
-    return rows
-
-
-def markdown(rows, described, missing, settings):
-    """The table as Markdown, with how it and the picture came about."""
-    return (
-        f"MAXL, ψ[i] = {PSI} ({described}), test images; mean ± standard deviation over {rows[0]['n']} run(s)"
-        + (f", unfinished ones included as far as they are ({missing})" if missing else "")
-        + f". Figure: auxiliary classes in an order drawn from seed {settings.draw_seed}.\n\n"
-    ) + report.rows_as_markdown(rows, {"class": "primary_class"} | COLUMNS)
-
-
-def chosen_classes(settings):
-    """Ids of the primary classes to draw. Raises InputError for one that the dataset does not have."""
+def chosen_of(settings):
+    """figure6.chosen_classes of settings.classes or, if that is empty, of the first ten."""
     names = list(map(str, range(DATASETS[settings.datasets[0]].classes)))
-    for name in settings.classes:
-        if name not in names:
-            raise InputError(f"--classes {name} is not among the {len(names)} classes, 0 to {names[-1]}")
-    return [names.index(name) for name in settings.classes or names[:10]]
+    return figure6.chosen_classes(settings.classes or names[:10], names)
 
 
 def make_report(settings):
     """The figure, and the table as rows and as text."""
-    shown = chosen_classes(settings)
+    shown = chosen_of(settings)
     (dataset,), device = settings.datasets, select_device(argparse.Namespace(device="auto"))
     runs = table1.read_runs(settings.out, [dataset], [PSI], settings.seeds)
-    found, classes = runs[dataset, PSI], DATASETS[dataset].classes
+    found, described, classes = runs[dataset, PSI], table1.describe(runs), DATASETS[dataset].classes
     few = {"train_images": classes}  # which are not needed: the fewest that there can be
     _, test = trained.load_data(next(iter(found.values())), settings.data_root, device, registry.load, **few)
-    primary, described = test.labels[:, 0].cpu(), table1.describe(runs)
-    names, figure, spreads = [f"{c}" for c in range(classes)], None, {}
-    for seed, run in found.items():
-        one = trained.load_trained(run, table1.task(dataset, PSI, seed, settings.out), device)
-        labels = trained.generated_labels(one.label_generator, test, 0)
-        spreads[seed] = spread(labels, primary, classes)
-        if figure is None:
-            captions, words = [""] * len(primary), f"{described}; drawn: seed {seed}"
-            figure = figure6.draw(
-                test.images, captions, labels, one.settings.psi, primary, shown, names, settings, words
-            )  # fmt: skip
-    rows = table(spreads, names)
-    return figure, rows, markdown(rows, described, report.missing(found, settings.seeds), settings)
+    figure, rows = figure6.draw_and_measure(
+        found, lambda seed: table1.task(dataset, PSI, seed, settings.out), device, test, 0, shown,
+        [f"{c}" for c in range(classes)], [""] * len(test), described,
+        lambda one, labels: spread(labels, test.labels[:, 0].cpu(), classes),
+    )  # fmt: skip
+    missing = report.missing(found, settings.seeds)
+    text = (
+        f"MAXL, ψ[i] = {PSI} ({described}), test images; mean ± standard deviation over {rows[0]['n']} run(s)"
+        + (f", unfinished ones included as far as they are ({missing})" if missing else "")
+        + ".\n\n"
+    ) + report.rows_as_markdown(rows, {"class": "primary_class"} | COLUMNS)
+    return figure, rows, text
 
 
 def plan(settings, options=()):
     """Table 1's runs of MAXL with ψ[i] = 3."""
-    chosen_classes(settings)
-    (dataset,), options = settings.datasets, trained.with_data_root(settings, options)
-    return [table1.task(dataset, PSI, seed, settings.out, options) for seed in settings.seeds]
+    chosen_of(settings)
+    return [table1.task(settings.datasets[0], PSI, seed, settings.out, options) for seed in settings.seeds]
 
 
 def add_options(parser):
@@ -104,8 +81,6 @@ def add_options(parser):
     add = parser.add_argument
     add("--datasets", nargs=1, choices=DATASETS, metavar="NAME", help="one dataset (default: mnist)")
     add("--classes", nargs="+", metavar="N", help="primary classes to draw (default: the first ten)")
-    figure6.add_draw_seed(parser)
-    trained.add_data_root(parser)
 
 
 experiment = Experiment(

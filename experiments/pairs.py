@@ -1,13 +1,11 @@
 """The runs on 4-level CIFAR-100 that the paper's figures and tables are made of: methods, pairs of levels, seeds."""
 
-import collections
 import itertools
 from typing import NamedTuple
 
 import create_dataset
 from experiments.runner import report
-from experiments.runner.task import Task, shared_options, with_defaults
-from harness.exits import InputError
+from experiments.runner.task import Task, shared_options
 
 # Primary and auxiliary classes, and the levels that have as many; without an auxiliary level a pair has no Human.
 PAIRS = {"3-10": (0, 1), "3-20": (0, 2), "3-100": (0, 3), "10-20": (1, 2), "10-100": (1, 3), "20-100": (2, 3)}
@@ -39,10 +37,10 @@ METHODS = {
 }
 FIVE = ["single", "random", "kmeans", "human", "maxl"]  # of Figure 3
 ORDER = ("maxl", "single", "human")  # these start first
-DEFAULTS = {
-    "--cosine-every": "10",  # Figures 4 and 7 need it
-    "--test-statistics": "settled",  # MAXL's second pass settles its own, so this treats all methods alike
-}
+DEFAULTS = [
+    "--cosine-every", "10",  # Figures 4 and 7 need it
+    "--test-statistics", "settled",  # MAXL's second pass settles its own, so this treats all methods alike
+]  # fmt: skip
 
 
 def title(pair):
@@ -64,15 +62,10 @@ def describe(runs):
     return report.describe(runs, lambda method: METHODS[method].label)
 
 
-def run_name(method, pair, seed):
-    """The name of a run's folder; Single has no auxiliary task, so it stands once for all pairs of a primary level."""
-    return f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
-
-
 def task(method, pair, seed, root, options=(), methods=METHODS):
     """The run of one of the methods on a pair of levels from a seed, as a Task.
 
-    options: of all runs. A run gets those that its script knows, and DEFAULTS for what is not among them.
+    options: of all runs. A run gets those that its script knows, after DEFAULTS, over which they win.
     """
     chosen, (primary, auxiliary) = methods[method], PAIRS[pair]
     own = ["--primary-level", str(primary)]
@@ -84,11 +77,13 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
         own += ["--psi", ",".join(map(str, psi))]
     own += [*chosen.options, "--seed", str(seed)]
     scripts = [each.script for each in methods.values()]
-    options = shared_options(with_defaults(options, DEFAULTS), chosen.script, scripts)
-    return Task(run_name(method, pair, seed), method, chosen.script, tuple(own), root, options)
+    options = shared_options([*DEFAULTS, *options], chosen.script, scripts)
+    # Single has no auxiliary task, so it stands once for all pairs of a primary level
+    name = f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
+    return Task(name, method, chosen.script, tuple(own), root, options)
 
 
-def plan(settings, options=()):
+def plan(settings, options=(), task=task):
     """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case."""
     methods = sorted(settings.methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
     return [
@@ -116,18 +111,27 @@ def add_options(parser, methods=METHODS, default=FIVE, pairs="all"):
     )  # fmt: skip
 
 
+def table(runs, methods, settings, columns, unfinished=False):
+    """A dict a row: pair and method, mean and standard deviation over n runs of each column, and what is missing.
+
+    methods: {name: Method}. columns: {name: RunOnDisk -> a number}. unfinished: whether unfinished runs count.
+    """
+    rows = []
+    for pair, (name, method) in itertools.product(settings.pairs, methods.items()):
+        found = runs.get((pair, name), {})
+        counted = [run for run in found.values() if run.finished or unfinished]
+        row = {"pair": pair, "method": method.label, "begun": len(found), "n": len(counted)}
+        row |= report.spread_columns(**{column: list(map(number, counted)) for column, number in columns.items()})
+        rows.append(row | {"missing": report.missing(found, settings.seeds)})
+    return rows
+
+
 def read_runs(root, methods, pairs, seeds, task=task):
     """{(pair, method): {seed: RunOnDisk}} of all folders that have curves; Single's stand under every pair.
 
     task: (method, pair, seed, root) -> a Task. Raises InputError if there are none, if one is not what it is named, and
     if the runs' settings differ in more than method, levels and seed.
     """
-    runs = collections.defaultdict(dict)
-    for pair, method, seed in itertools.product(pairs, methods, seeds):
-        run = report.run_of(task(method, pair, seed, root))
-        if run is not None:
-            runs[pair, method][seed] = run
-    if not runs:
-        raise InputError(f"there are no runs of these pairs and seeds in {root} yet; start them without --plot")
+    runs = report.read_runs(lambda pair, method, seed: task(method, pair, seed, root), root, pairs, methods, seeds)
     report.check_alike(runs)
     return runs

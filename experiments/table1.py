@@ -3,7 +3,7 @@
     python -m experiments.table1                                    # run what is missing, then draw
     python -m experiments.table1 --datasets mnist --psi 3 --seeds 0 # a part: Single and psi[i] = 3
     python -m experiments.table1 --jobs 4                           # four at a time, spread over the visible GPUs
-    python -m experiments.table1 --plot                             # table and chart of what is there, also meanwhile
+    python -m experiments.table1 --plot                             # the table of what is there, also meanwhile
     python -m experiments.table1 --quick                            # four small runs on generated images, in minutes
 
 Options that are not its own go to the scripts as they are: --epochs, --channels-last, --precision, --data-root ...
@@ -16,16 +16,16 @@ import sys
 
 from experiments.datasets import registry
 from experiments.datasets.registry import DATASETS
-from experiments.runner import drawing, report
+from experiments.runner import report
 from experiments.runner.main import Experiment
-from experiments.runner.task import Task, shared_options, with_defaults
+from experiments.runner.task import Task, shared_options
 from harness.exits import InputError
 
 PSI = [2, 3, 5, 10]
 SEEDS = [0, 1, 2]
 SINGLE = "single"
 SCRIPTS = {name: f"experiments.methods.table1_{name}" for name in (SINGLE, "maxl")}
-DEFAULTS = {"--test-statistics": "settled"}  # MAXL's second pass settles its own, so this treats both alike
+DEFAULTS = ["--test-statistics", "settled"]  # MAXL's second pass settles its own, so this treats both alike
 SIX = ["mnist", "svhn", "cifar10", "imagenet32", "cinic10", "ucf101"]
 TITLES = {"conv4": "4-layer ConvNet", "vgg16": "VGG-16", "resnet32": "ResNet-32"}
 PAPER = {  # mean, ± in %
@@ -38,18 +38,14 @@ PAPER = {  # mean, ± in %
 }
 
 
-def run_name(dataset, method, seed):
-    """The name of a run's folder; method: SINGLE, or MAXL's ψ[i]."""
-    return f"single-{dataset}-seed{seed}" if method == SINGLE else f"maxl-{dataset}-psi{method}-seed{seed}"
-
-
 def task(dataset, method, seed, root, options=()):
-    """The run of a method on a dataset from a seed, as a Task."""
+    """The run of a method, SINGLE or MAXL's ψ[i], on a dataset from a seed, as a Task."""
     own = ["--dataset", dataset, "--backbone", DATASETS[dataset].backbone, "--seed", str(seed)]
-    own += [] if method == SINGLE else ["--psi", str(method)]
-    kind = SINGLE if method == SINGLE else "maxl"
-    options = shared_options(with_defaults(options, DEFAULTS), SCRIPTS[kind], SCRIPTS.values())
-    name = run_name(dataset, method, seed)
+    kind, name = SINGLE, f"single-{dataset}-seed{seed}"
+    if method != SINGLE:
+        kind, name = "maxl", f"maxl-{dataset}-psi{method}-seed{seed}"
+        own += ["--psi", str(method)]
+    options = shared_options([*DEFAULTS, *options], SCRIPTS[kind], SCRIPTS.values())
     return Task(name, f"{kind} on {dataset}", SCRIPTS[kind], tuple(own), root, options, registry)
 
 
@@ -73,15 +69,11 @@ def read_runs(root, datasets, methods, seeds):
 
     Raises InputError if there are none, and if runs on one dataset differ in more than method, ψ and seed.
     """
-    runs = {}
+    runs = report.read_runs(
+        lambda dataset, method, seed: task(dataset, method, seed, root), root, datasets, methods, seeds
+    )
     for dataset in datasets:
-        for method, seed in itertools.product(methods, seeds):
-            run = report.run_of(task(dataset, method, seed, root))
-            if run is not None:
-                runs.setdefault((dataset, method), {})[seed] = run
         report.check_alike(runs_on(dataset, runs))
-    if not runs:
-        raise InputError(f"there are no runs of these datasets and seeds in {root} yet; start them without --plot")
     return runs
 
 
@@ -96,102 +88,45 @@ def describe(runs):
 
 
 def table(runs, settings):
-    """A dict a cell: dataset and method, test accuracy in % of the final epoch, the gain over Single, the paper's."""
+    """A dict a row: dataset and method, test accuracy in % of the final epoch, the gain over Single, the paper's."""
     rows = []
     for dataset, method in itertools.product(settings.datasets, [SINGLE, *settings.psi]):
-        found, values = runs.get((dataset, method), {}), report.finals(runs.get((dataset, method), {}))
+        found, single = runs.get((dataset, method), {}), runs.get((dataset, SINGLE), {})
+        values, gains = report.finals(found), report.gains(found, single) if method != SINGLE else []
         row = {"dataset": dataset, "backbone": DATASETS[dataset].backbone, "method": str(method)}
-        row |= {"begun": len(found), "n": len(values)}
-        row["mean"], row["std"] = report.mean_and_spread(list(values.values()))
-        gains = report.gains(found, runs.get((dataset, SINGLE), {})) if method != SINGLE else []
-        row |= {"gain_n": len(gains)} | report.spread_columns(gain=gains)
+        row |= {"begun": len(found), "n": len(values)} | report.spread_columns(accuracy=values.values(), gain=gains)
         row["paper_mean"], row["paper_std"] = PAPER.get(dataset, {}).get(method, (None, None))
         row["seconds_per_run"] = statistics.fmean(found[seed].seconds for seed in values) if values else None
         rows.append(row | {"missing": report.missing(found, settings.seeds)})
     return rows
 
 
-def titles(dataset):
-    """Of a dataset and of its backbone."""
-    return DATASETS[dataset].title, TITLES.get(DATASETS[dataset].backbone, DATASETS[dataset].backbone)
-
-
 def markdown(rows, runs):
-    """Two lines a dataset, ours and the paper's, a column a method, the best of each line in bold; what is missing."""
-    names = list(dict.fromkeys(row["method"] for row in rows))
-    headings = ["Single" if name == SINGLE else f"MAXL, ψ[i] = {name}" for name in names]
-    lines, notes = [], []
-    for dataset in dict.fromkeys(row["dataset"] for row in rows):
-        cells = [row for row in rows if row["dataset"] == dataset]
-        title, backbone = titles(dataset)
-        lines.append([title, backbone, "ours", *line(cells)])
-        if dataset in PAPER:
-            lines.append(["", "", "paper", *line(cells, "paper_")])
-        alike = [describe(found) for found in [runs_on(dataset, runs)] if found]
-        missing = [f"{name}: {row['missing']}" for name, row in zip(headings, cells) if row["missing"] and row["begun"]]
-        marked = ["the paper itself has 54.70 in bold"] if dataset == "ucf101" else []
-        notes.append(f"- {title}: " + "; ".join([*(alike or ["not run"]), *missing, *marked]) + ".\n")
+    """The table as Markdown, and what the runs on each dataset share."""
+    columns = {
+        "dataset": lambda row: DATASETS[row["dataset"]].title,
+        "backbone": lambda row: TITLES.get(row["backbone"], row["backbone"]),
+        "method": lambda row: "Single" if row["method"] == SINGLE else f"MAXL, ψ[i] = {row['method']}",
+        "test accuracy (%)": ("accuracy", 2),
+        "in the paper (%)": lambda row: report.with_spread(row["paper_mean"], row["paper_std"]),
+        "above Single": lambda row: report.with_spread(row["gain_mean"], row["gain_std"]),
+        "n": "n", "missing": "missing",
+    }  # fmt: skip
+    described = dict.fromkeys(describe(runs_on(dataset, runs)) for dataset, _ in runs)
     return (
-        "Test accuracy in % in the final epoch, mean ± standard deviation, in brackets the number of finished runs; "
-        "the best of a line in bold, of however many runs it is the mean.\n\n"
-    ) + "\n".join([report.markdown_table(["dataset", "backbone", "", *headings], lines), "".join(notes)])
-
-
-def line(cells, whose=""):
-    """A line's cells as text, the best in bold; whose: "" or "paper_"."""
-    best, texts = max(row[f"{whose}mean"] or 0.0 for row in cells), []
-    for row in cells:
-        mean, spread = row[f"{whose}mean"], row[f"{whose}std"]
-        if mean is None:
-            texts.append("" if whose else "not finished" if row["begun"] else "not run")
-            continue
-        text = report.with_spread(mean, spread)
-        texts.append((f"**{text}**" if mean == best else text) + ("" if whose else f" ({row['n']})"))
-    return texts
-
-
-# --- the chart ---
-
-
-def draw(rows, datasets):
-    """A panel a dataset: the gain over Single of the same seed for each ψ[i], mean ± std, beside the paper's."""
-    figure, grid = drawing.grid_of(len(datasets), min(3, len(datasets)), (3.2, 2.6), (1, 1))
-    shown = {}
-    for axes, dataset in zip(grid, datasets):
-        cells = [row for row in rows if row["dataset"] == dataset]
-        single = next((row["paper_mean"] for row in cells if row["method"] == SINGLE), None)
-        cells = [row for row in cells if row["method"] != SINGLE]
-        axes.axhline(0, color="black", linewidth=0.8)
-        for place, row in enumerate(cells):
-            if row["gain_mean"] is not None:
-                hollow, label = row["gain_std"] is None, "MAXL, ours"
-                shown[f"{label}, one seed" if hollow else label] = axes.errorbar(
-                    place - 0.08, row["gain_mean"], row["gain_std"], fmt="o", color="#D55E00", capsize=3,
-                    markerfacecolor="none" if hollow else None,
-                )  # fmt: skip
-            if single is not None and row["paper_mean"] is not None:
-                (shown["MAXL, paper"],) = axes.plot(
-                    place + 0.08, row["paper_mean"] - single, "D", color="gray", markerfacecolor="none"
-                )
-        axes.set_xticks(range(len(cells)), [row["method"] for row in cells])
-        axes.set_xlim(-0.5, len(cells) - 0.5)
-        title = ", ".join(titles(dataset))
-        run = any(row["gain_mean"] is not None for row in cells)
-        axes.set_title(title if run else f"{title}: not run", fontsize=10)
-        axes.set(xlabel="ψ[i]", ylabel="gain over Single (points)")
-        axes.grid(axis="y", alpha=0.3)
-    figure.legend(shown.values(), shown, loc="outside upper center", ncols=3, frameon=False)
-    return figure
+        "Test accuracy in % in the final epoch, mean ± standard deviation over n finished runs. Above Single: the gain "
+        "over Single's run with the same seed.\n\n"
+        + report.rows_as_markdown(rows, columns)
+        + "".join(f"\n- {words}." for words in described)
+        + "\n"
+    )
 
 
 def make_report(settings):
-    """The chart, and the table as rows and as text; what was not run is shown as such."""
+    """No figure, and the table as rows and as text; what was not run is shown as such."""
     runs = read_runs(settings.out, settings.datasets, [SINGLE, *settings.psi], settings.seeds)
     rows = table(runs, settings)
-    figure = draw(rows, settings.datasets)
-    described = [describe(runs_on(dataset, runs)) for dataset, _ in runs]
-    drawing.caption(figure, ". ".join(dict.fromkeys(described)) + ". Bars: ± one standard deviation over the seeds.")
-    return figure, rows, markdown(rows, runs)
+    return None, rows, markdown(rows, runs)
 
 
 def add_options(parser):

@@ -1,21 +1,20 @@
 """Table 3: MAXL with the entropy loss (λ = 0.2) and without (λ = 0): auxiliary classes used, and test accuracy.
 
-    python -m experiments.table3                           # run what is missing, then draw
+    python -m experiments.table3                           # run what is missing, then write the table
     python -m experiments.table3 --quick                   # small runs on generated images
 
 The runs with λ = 0.2 are Figure 3's. A class counts as used if it is the largest in the label of some image of the
 training set, over the first pass of the final epoch.
 """
 
+import itertools
 import sys
 
 from experiments import pairs
-from experiments.runner import drawing, report
+from experiments.runner import report
 from experiments.runner.main import Experiment
-from harness.exits import InputError
 
-LAMBDA = 0.2
-BOTH = ["maxl", "maxl0"]
+SHOWN = {method: pairs.METHODS[method] for method in ("maxl", "maxl0")}
 USED = "train_auxiliary_classes_used"
 PAPER = {  # test accuracy in %, share of the classes used
     "maxl": {pair: (accuracy, 1.00) for pair, accuracy in pairs.PAPER.items()},
@@ -26,69 +25,30 @@ PAPER = {  # test accuracy in %, share of the classes used
 }  # fmt: skip
 
 
-def table(runs, settings):
-    """A dict a row: pair and λ, accuracy in % and share of classes used in the final epoch, ours and the paper's."""
-    rows, generated = [], report.generated(runs)
-    for pair in settings.pairs:
-        for method in BOTH:
-            found = runs.get((pair, method), {})
-            finished = [run for run in found.values() if run.finished]
-            row = {"pair": pair, "entropy_weight": LAMBDA if method == "maxl" else 0.0, "n": len(finished)}
-            row |= {"begun": len(found)} | report.spread_columns(
-                accuracy=[run.accuracy[-1] for run in finished], used=[run.column(USED)[-1] for run in finished]
-            )
-            theirs = (None, None) if generated else PAPER[method].get(pair, (None, None))
-            row["paper_accuracy"], row["paper_used"] = theirs
-            rows.append(row | {"missing": report.missing(found, settings.seeds)})
-    return rows
-
-
-def markdown(rows, described):
-    """The table as Markdown, with what all the runs share."""
-
-    def paper(name):
-        return lambda row: "" if row[name] is None else f"{row[name]:.2f}"
-
-    columns = {
-        "primary → auxiliary": lambda row: pairs.title(row["pair"]), "λ": "entropy_weight",
-        "test accuracy (%)": ("accuracy", 2), "in the paper (%)": paper("paper_accuracy"),
-        "classes used": ("used", 2), "in the paper": paper("paper_used"), "n": "n", "missing": "missing",
-    }  # fmt: skip
-    return (
-        f"MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
-        f"({described}).\n\n"
-    ) + report.rows_as_markdown(rows, columns)
-
-
 def make_report(settings):
-    """The shares of classes used over the epochs as a figure, and the table."""
-    runs = pairs.read_runs(settings.out, BOTH, settings.pairs, settings.seeds)
-    for run in report.listed({key: found for key, found in runs.items() if key[1] == "maxl"}):
-        if run.settings.get("entropy_weight", LAMBDA) != LAMBDA:
-            raise InputError(
-                f"{run.folder} was run with λ = {run.settings['entropy_weight']}, and Table 3 is of {LAMBDA} and 0; "
-                "move it away, or name another folder with --out"
-            )
-    rows, described = table(runs, settings), pairs.describe(runs)
-    shown = {method: pairs.METHODS[method] for method in BOTH}
-    figure = drawing.draw_curves(
-        runs, settings.pairs, shown, "share of classes used", lambda run: run.column(USED)
-    )  # fmt: skip
-    for axes in figure.axes[: len(settings.pairs)]:  # from 0 to 1; the enlarged half keeps its scale
-        axes.set_ylim(0, 1.05)
-    drawing.caption(figure, f"{described}. {drawing.LINES}")
-    return figure, rows, markdown(rows, described)
-
-
-def plan(settings, options=()):
-    """MAXL with both weights of the entropy loss."""
-    settings.methods = BOTH
-    return pairs.plan(settings, options)
+    """No figure, and the table as rows and as text, both of the final epoch."""
+    runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds)
+    numbers = {"accuracy": lambda run: run.accuracy[-1], "used": lambda run: run.column(USED)[-1]}
+    rows, paper = pairs.table(runs, SHOWN, settings, numbers), {} if report.generated(runs) else PAPER
+    for row, (pair, method) in zip(rows, itertools.product(settings.pairs, SHOWN)):
+        row["paper_accuracy"], row["paper_used"] = paper.get(method, {}).get(pair, (None, None))
+    columns = pairs.HEAD | {
+        "test accuracy (%)": ("accuracy", 2),
+        "in the paper (%)": lambda row: report.with_spread(row["paper_accuracy"], None),
+        "classes used": ("used", 2),
+        "in the paper": lambda row: report.with_spread(row["paper_used"], None),
+        "n": "n", "missing": "missing",
+    }  # fmt: skip
+    text = (
+        "MAXL with and without the entropy loss, final epoch, mean ± standard deviation over n finished runs "
+        f"({pairs.describe(runs)}).\n\n"
+    ) + report.rows_as_markdown(rows, columns)
+    return None, rows, text
 
 
 experiment = Experiment(
-    "table3", __doc__, plan, make_report, pairs.add_pairs,
-    full={"pairs": list(pairs.PAIRS), "seeds": pairs.SEEDS},
+    "table3", __doc__, pairs.plan, make_report, pairs.add_pairs,
+    full={"pairs": list(pairs.PAIRS), "methods": list(SHOWN), "seeds": pairs.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip
 

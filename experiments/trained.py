@@ -1,7 +1,6 @@
 """What a run has trained, back from its checkpoint: for figures that look into the networks, not at the curves."""
 
 import argparse
-import importlib.util
 from typing import NamedTuple
 
 import numpy as np
@@ -15,50 +14,23 @@ from harness.files import read_checkpoint
 
 class Trained(NamedTuple):
     network: torch.nn.Module
-    label_generator: object  # None for the methods that have none
+    label_generator: object  # None for the methods that have none,
+    first_label_generator: object  # and with the weights that the run started with
     settings: argparse.Namespace
-
-
-def require_scikit_learn(name):
-    """Raise InputError if scikit-learn, which nothing else needs, is not installed."""
-    if importlib.util.find_spec("sklearn") is None:
-        raise InputError(f"{name} needs the package scikit-learn: pip install scikit-learn")
-
-
-def add_data_root(parser):
-    """Add --data-root: the scripts' own option, which here also moves the data that a figure is drawn from."""
-    parser.add_argument(
-        "--data-root", metavar="DIR",
-        help="folder that holds, or will hold, the data (default: dataset; with --plot, the runs' own)",
-    )  # fmt: skip
-
-
-def with_data_root(settings, options):
-    """The options of the runs, with --data-root if it was given."""
-    return [*options, *(["--data-root", settings.data_root] if settings.data_root else [])]
-
-
-def seed_number(text):
-    """A seed from the command line, as numpy and scikit-learn take it."""
-    if not (text.isdecimal() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
 
 
 def load_trained(run, task, device):
     """The networks of a RunOnDisk, the run of a Task, as Trained: on `device`, in evaluation mode, in fp32.
 
     The run's rows become the checkpoint's: those of a run at work may be of a later epoch than the curves read before.
-    Raises InputError if there is no whole checkpoint, or if it is of another task.
+    Raises InputError if there is no checkpoint, or if it is damaged or of another task.
     """
-    path, previous = run.folder / "checkpoint.pt", run.folder / "checkpoint.previous.pt"
-    # a run at work replaces one by the other, and for an instant only one of them is there
-    checkpoint = next(filter(None, (read_checkpoint(p) for p in (path, previous, path) if p.exists())), None)
-    if checkpoint is None:
-        state = "is damaged" if path.exists() else "is not there"
+    path = run.folder / "checkpoint.pt"
+    if not path.exists():
         raise InputError(
-            f"{path} {state}, and this figure needs its trained network; run it again, or choose other --seeds"
+            f"{path} is not there, and this figure needs its trained network; run it again, or choose other --seeds"
         )
+    checkpoint = read_checkpoint(path)
     if details := task.mismatch(checkpoint["settings"]):
         raise InputError(f"{path} is not the run that {run.folder.name} names ({details}); move it away")
     settings = argparse.Namespace(**checkpoint["settings"])
@@ -73,12 +45,8 @@ def load_trained(run, task, device):
         ) from None
     run.rows = checkpoint["rows"]
     run.finished = len(run.rows) == run.settings.get("epochs")
-    return Trained(networks["network"], networks.get("label_generator"), settings)
-
-
-def first_label_generator(task, settings, device):
-    """The label generator of a Task's run with the weights that it started with."""
-    return task.script_module.make_networks(settings)["label_generator"].to(device)
+    first = {name: network.to(device) for name, network in task.script_module.make_networks(settings).items()}
+    return Trained(networks["network"], networks.get("label_generator"), first.get("label_generator"), settings)
 
 
 def load_data(run, data_root, device, load=create_dataset.load, **changed):
@@ -93,14 +61,8 @@ def load_test(runs, data_root, device):
     return load_data(listed(runs)[0], data_root, device, train_images=few)[1]
 
 
-def random_subset(split, count, seed):
-    """Indices (count,) of a class-balanced subset of a Split, in a random order, as a numpy array.
-
-    Raises InputError unless `count` is from one image of each fine class to all images.
-    """
-    labels = split.labels.cpu()
-    if not create_dataset.LEVEL_CLASSES[-1] <= count <= len(labels):
-        raise InputError(f"--test-images {count} is out of range; give 100 to {len(labels)}")
+def random_subset(labels, count, seed):
+    """Indices (count,) of a class-balanced subset of images with labels (N, levels), in a random order, in numpy."""
     return np.random.default_rng(seed).permutation(create_dataset.balanced_subset(labels, count, seed).numpy())
 
 

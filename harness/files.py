@@ -1,7 +1,6 @@
 """Files of a run that survive a crash: atomic writes, the lock of a folder, reading what may be damaged."""
 
 import contextlib
-import errno
 import json
 import os
 import zipfile
@@ -48,23 +47,25 @@ def at_work(directory):
 
 
 def read_checkpoint(path):
-    """The content of a checkpoint file, on the CPU; None where it is damaged, half written or not of these scripts.
+    """The content of a checkpoint file, on the CPU.
 
-    Raises what says nothing about the file: that there is no memory for it, or an OSError of the disk.
+    Raises InputError if it is damaged or not of these scripts, and as ever what says nothing about the file: that there
+    is no memory for it, or an OSError of the disk.
     """
     try:
         with zipfile.ZipFile(path) as archive:  # torch.load does not compare the checksums, zipfile does
             if archive.testzip() is not None:
-                return None
+                raise ValueError
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        kinds = {"settings": dict, "rows": list, "parts": dict, "torch_rng": torch.Tensor}
-        whole = all(isinstance(checkpoint[name], kind) for name, kind in kinds.items()) and "cuda_rng" in checkpoint
-        return checkpoint if whole else None
-    except Exception as error:  # whatever a damaged file makes of zipfile, pickle and torch; of seek, EINVAL
-        of_the_disk = isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.ENOENT)
-        if of_the_disk or is_out_of_memory(error):
+        if not {"settings", "rows", "parts", "torch_rng", "cuda_rng"} <= checkpoint.keys():
+            raise ValueError
+        return checkpoint
+    except Exception as error:  # whatever a damaged file makes of zipfile, pickle and torch
+        if isinstance(error, OSError) or is_out_of_memory(error):
             raise
-        return None
+        raise InputError(
+            f"{path} is damaged; run it anew with --overwrite, or in another folder with --out"
+        ) from None
 
 
 def read_settings(path):
@@ -76,7 +77,7 @@ def read_settings(path):
     return settings if isinstance(settings, dict) else {}
 
 
-def write_atomically(path, content, keep_previous_as=None):
+def write_atomically(path, content):
     """Write bytes to `path` so that a crash leaves the old or the new file, never half of one.
 
     Raises InputError where the disk is full or the folder cannot be written; the old file stays.
@@ -87,8 +88,6 @@ def write_atomically(path, content, keep_previous_as=None):
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if keep_previous_as and path.exists():
-            os.replace(path, keep_previous_as)
         os.replace(temporary, path)
     except OSError as error:
         with contextlib.suppress(OSError):

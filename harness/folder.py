@@ -16,7 +16,7 @@ import torch
 from harness.command_line import FREE_ON_RESUME, format_psi, show
 from harness.curves import curves_text
 from harness.exits import InputError
-from harness.files import LOCK, at_work, lock, read_checkpoint, read_settings, write_atomically
+from harness.files import LOCK, lock, read_checkpoint, read_settings, write_atomically
 
 START_ANEW = "start anew with --overwrite, or in another folder with --out"
 
@@ -61,15 +61,14 @@ class Folder:
     """The files of a run. `path`: the folder. `checkpoint`: what --resume goes on from, or None.
 
     settings: every setting by name, and `script`. Making a Folder writes nothing. It raises InputError if the folder
-    holds another run, or if --resume finds only damaged checkpoints or one of another experiment.
+    holds another run, or if --resume finds a damaged checkpoint or one of another experiment.
     """
 
     def __init__(self, path, settings):
         self.path, self.settings = path, settings
-        self.checkpoint_path, self.previous_path = path / "checkpoint.pt", path / "checkpoint.previous.pt"
+        self.checkpoint_path, self.settings_path = path / "checkpoint.pt", path / "settings.json"
         self.curves_path, self.plot_path = path / "curves.csv", path / "curves.png"
-        self.settings_path = path / "settings.json"
-        self.checkpoint, self.damaged, self.locked, self.descriptor = None, False, False, None
+        self.checkpoint, self.locked, self.descriptor = None, False, None
         if path.exists():
             self._take()
 
@@ -91,7 +90,7 @@ class Folder:
             sessions = before if isinstance(before, list) else []
         else:
             with self._writing():
-                for path in (self.checkpoint_path, self.previous_path, self.curves_path, self.plot_path):
+                for path in (self.checkpoint_path, self.curves_path, self.plot_path):
                     path.unlink(missing_ok=True)
         sessions.append({"after_epoch": len(rows)} | session)
         settings = self.settings | session | {"sessions": sessions}
@@ -106,12 +105,7 @@ class Folder:
         self._require_the_locked_folder()
         content = io.BytesIO()
         torch.save(state, content)
-        # a damaged checkpoint is replaced, and the good one before it kept
-        previous = None if self.damaged else self.previous_path
-        write_atomically(self.checkpoint_path, content.getbuffer(), keep_previous_as=previous)
-        self.damaged = False
-        if len(state["rows"]) == self.settings["epochs"]:
-            self.previous_path.unlink(missing_ok=True)  # only needed while a run goes on
+        write_atomically(self.checkpoint_path, content.getbuffer())
         self.write_curves(state["rows"])
 
     def write_curves(self, rows):
@@ -132,19 +126,19 @@ class Folder:
         """Lock the folder and, with --resume, load its checkpoint; raises InputError if it is not for this run."""
         if not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file; name a folder")
-        if not self._is_taken() or at_work(self.path):  # a folder that is refused gets no lock file
-            self._lock()
-        if self._is_taken():  # looked at again: a run may have ended meanwhile
+        self._refuse_if_taken()  # before a lock file is made in it
+        self._lock()
+        self._refuse_if_taken()  # another process may have run there meanwhile
+        if self.settings["resume"]:
+            self.checkpoint = self._load()
+
+    def _refuse_if_taken(self):
+        wanted = self.settings["resume"] or self.settings["overwrite"]
+        if not wanted and any(path.name != LOCK for path in self.path.iterdir()):
             raise InputError(
                 f"{self.path} is there already and is not overwritten; "
                 "continue it with --resume, replace it with --overwrite, or name another folder with --out"
             )
-        if self.settings["resume"]:
-            self.checkpoint = self._load()
-
-    def _is_taken(self):
-        wanted = self.settings["resume"] or self.settings["overwrite"]
-        return not wanted and any(path.name != LOCK for path in self.path.iterdir())
 
     def _lock(self):
         """Hold the folder for this Folder, so that no second process writes there; raises InputError if one does."""
@@ -168,28 +162,17 @@ class Folder:
         raise InputError(f"{self.path} was removed or replaced while this run was at work in it; nothing more is saved")
 
     def _load(self):
-        """The newest whole checkpoint, or None if none was written yet (and says so)."""
-        damaged = []
-        for path in (self.checkpoint_path, self.previous_path):
-            if not path.exists():
-                continue
-            checkpoint = read_checkpoint(path)
-            if checkpoint is None:
-                damaged.append(str(path))
-                continue
+        """The checkpoint, or None if none was written yet (and says so)."""
+        if self.checkpoint_path.exists():
+            checkpoint = read_checkpoint(self.checkpoint_path)
             if "part_types" not in checkpoint:
-                raise InputError(f"{path} is of an earlier version of this code; resume with that, or {START_ANEW}")
-            refuse_other(self.settings, checkpoint["settings"], path)
+                raise InputError(f"{self.checkpoint_path} is of an earlier version of this code; {START_ANEW}")
+            refuse_other(self.settings, checkpoint["settings"], self.checkpoint_path)
             epoch = len(checkpoint["rows"])
             if epoch > self.settings["epochs"]:
-                raise InputError(f"{path} has {epoch} epochs already; give --epochs {epoch} or more")
-            if damaged:
-                self.damaged = True
-                print(f"warning: {damaged[0]} is damaged; {path} is used in its place", file=sys.stderr)
+                raise InputError(f"{self.checkpoint_path} has {epoch} epochs already; give --epochs {epoch} or more")
             print(f"resuming {self.path} after epoch {epoch}", flush=True)
             return checkpoint
-        if damaged:
-            raise InputError(f"{' and '.join(damaged)}: damaged, and no whole checkpoint is left; {START_ANEW}")
         if self.curves_path.exists():
             raise InputError(f"{self.path} has curves but no checkpoint to resume from; {START_ANEW}")
         if theirs := read_settings(self.settings_path):

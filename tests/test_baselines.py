@@ -256,7 +256,7 @@ def test_a_baseline_stopped_and_resumed_is_the_same_to_the_bit(name, spared):
 
 @pytest.mark.parametrize("name, arguments, said", [
     ("random", ["--psi", "5,5"], "psi has 2 numbers, but primary level 2 has 20 classes"),
-    ("kmeans", ["--code-size", "0"], "--code-size 0 is out of range"),
+    ("uniform", ["--control", "none"], "invalid choice: 'none'"),
 ])  # fmt: skip
 def test_a_baselines_bad_input_is_one_sentence(name, arguments, said, capsys):
     script, own = BASELINES[name]

@@ -153,10 +153,11 @@ def split_1_of_three_videos(monkeypatch):
     for module in (extracted, extract_ucf101):
         monkeypatch.setattr(module, "UCF101_TRAIN", 2)
         monkeypatch.setattr(module, "UCF101_TEST", 1)
+    monkeypatch.setattr(extract_ucf101, "FRAMES", 4)
 
 
-def extract(*options):
-    return exits.run_main(extract_ucf101.main, ["--videos", "v", "--splits", "lists", "--jobs", "2", *options])
+def extract():
+    return exits.run_main(extract_ucf101.main, ["--videos", "v", "--splits", "lists"])
 
 
 def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(split_1_of_three_videos, capsys):
@@ -164,7 +165,7 @@ def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(s
     write_lists()
     for name, count in (("Archery/a.avi", 40), ("Biking/b.avi", 20), ("Archery/c.avi", 21)):
         write_video(Path("v", name), [5 * k for k in range(count)])
-    assert extract("--frames", "4") == 0
+    assert extract() == 0
     (images, labels), (test_images, test_labels) = extracted.read_ucf101(Path("dataset"))
     assert images.shape == (8, 32, 32, 3) and images.dtype == np.uint8 and test_images.shape == (1, 32, 32, 3)
     assert labels.tolist() == [0] * 4 + [1] * 4 and test_labels.tolist() == [0]
@@ -172,20 +173,20 @@ def test_frames_are_taken_at_even_distances_and_the_middle_one_of_a_test_video(s
     assert np.abs(images.mean(axis=(1, 2, 3)) - 5.0 * np.array(places)).max() < 3
     assert abs(test_images.mean() - 5 * 10) < 3
     before = Path("dataset/UCF-101/frames.npz").read_bytes()
-    assert extract("--frames", "2") == 2 and "frames.npz is there already" in capsys.readouterr().err
+    assert extract() == 2 and "frames.npz is there already" in capsys.readouterr().err
     assert Path("dataset/UCF-101/frames.npz").read_bytes() == before
 
 
 def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1_of_three_videos, capsys):
     pytest.importorskip("av")
 
-    def refused(said, *options):
-        assert extract(*options) == 2
+    def refused(said):
+        assert extract() == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1
         assert not Path("dataset/UCF-101/frames.npz").exists()
 
-    refused("classInd.txt cannot be read")
+    refused("the lists in lists are not UCF-101's ([Errno 2]")
     write_lists(train="Archery/a.avi 2\n")
     refused("the lists in lists are not UCF-101's")
     write_lists(test="")
@@ -193,12 +194,13 @@ def test_videos_and_lists_that_are_not_right_are_refused_in_one_sentence(split_1
     write_lists()
     refused("v lacks 3 of the lists' videos, Archery/a.avi for one")
     for name in ("Archery/a.avi", "Biking/b.avi", "Archery/c.avi"):
-        write_video(Path("v", name), range(5))
-    refused("has 5 frames, fewer than 6", "--frames", "6")
+        write_video(Path("v", name), range(3))
+    refused("has 3 frames, fewer than 4")
+    write_video(Path("v/Archery/a.avi"), range(5))
     write_video(Path("v/Biking/b.avi"), range(40), codec="mpeg4")  # which decodes what is left
     path = Path("v/Biking/b.avi")
     path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    refused("of its 40 frames; unpack", "--frames", "2")
+    refused("of its 40 frames; unpack")
 
 
 def test_without_av_one_sentence_says_so(monkeypatch, capsys):

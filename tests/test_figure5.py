@@ -1,6 +1,7 @@
 """Figure 5, and what it shares with Figure 6: features from checkpoints, and numbers on features that are known."""
 
 import csv
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from harness import exits
 
 pytestmark = pytest.mark.usefixtures("spared")
 needs_scikit_learn = pytest.mark.skipif(
-    not trained.importlib.util.find_spec("sklearn"), reason="scikit-learn is not installed"
+    not importlib.util.find_spec("sklearn"), reason="scikit-learn is not installed"
 )
 OF_3_10 = {
     "single": ("single-3-seed0", "model_vgg_single", []),
@@ -34,7 +35,7 @@ def tiny_run(method, *options):
 
 
 def plot(*options):
-    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", "--test-images", "150", *options]
+    arguments = ["--plot", "--out", "r", "--pairs", "3-10", "--seeds", "0", *options]
     return exits.run_main(figure5.experiment.main, arguments)
 
 
@@ -139,12 +140,10 @@ def test_what_cannot_be_drawn_is_one_sentence(capsys):
     assert "is not the run that maxl-3-10-seed0 names (script was model_vgg_human" in said()
     path.unlink()
     assert "checkpoint.pt is not there" in said()
-    torch.save(whole, path.with_name("checkpoint.previous.pt"))  # as while a run at work saves
-    assert plot() == 0
 
 
 def test_without_scikit_learn_one_sentence_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(trained.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for arguments in (["--dry-run"], ["--plot"]):
         assert exits.run_main(figure5.experiment.main, [*arguments, "--out", "r"]) == 2
         assert capsys.readouterr().err == "error: figure5 needs the package scikit-learn: pip install scikit-learn\n"

@@ -123,11 +123,9 @@ def test_figure_and_table_of_tiny_runs(monkeypatch):
     assert [row["nmi_first_mean"] for row in rows[:-1]] == pytest.approx(np.mean(largest, axis=0).tolist(), abs=1e-6)
 
 
-@pytest.mark.parametrize("classes, said", [
-    (["invertebrates"], "--classes invertebrates is not among the 20 primary classes: aquatic_"),
-    (["fish", "--draw-seed", "-1"], "-1 is not a whole number from 0"),
-])  # fmt: skip
-def test_bad_input_is_one_sentence(classes, said, capsys):
-    assert exits.run_main(figure6.experiment.main, ["--plot", "--out", "r", "--classes", *classes]) == 2
+def test_bad_input_is_one_sentence(capsys):
+    arguments = ["--plot", "--out", "r", "--classes", "invertebrates"]
+    assert exits.run_main(figure6.experiment.main, arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+    assert error.count("\n") == 1
+    assert error.startswith("error: --classes invertebrates is not among the 20 primary classes: aquatic_")

@@ -12,7 +12,6 @@ from experiments import figure6
 from experiments.runner import main
 from harness import exits
 
-MORE = {"figure5": ["--test-images", "100"]}  # of 200
 SHOWS = {  # in its table, so many lines of runs that all are there
     "figure3": 10, "figure4": 4, "figure5": 6, "figure6": 21, "figure7": 4, "table3": 2, "appendix_e": 7,
     "label_learning": 2,
@@ -42,10 +41,11 @@ def test_quick_ends_with_picture_and_table(name, folder, spared, monkeypatch, ca
     monkeypatch.setattr(main, "run_tasks", run_tasks)
     monkeypatch.setattr(figure6.random_information, "__defaults__", (2,))  # draws
     experiment = importlib.import_module(f"experiments.{name}").experiment
-    arguments = ["--quick", "--out", str(folder), *TINY, "--epochs", "2", *MORE.get(name, [])]
+    arguments = ["--quick", "--out", str(folder), *TINY, "--epochs", "2"]
     assert exits.run_main(experiment.main, arguments) == 0, capsys.readouterr().err
-    assert Path(folder, f"{name}.png").read_bytes().startswith(PNG)
-    assert Path(folder, f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    if name != "table3":
+        assert Path(folder, f"{name}.png").read_bytes().startswith(PNG)
+        assert Path(folder, f"{name}.pdf").read_bytes().startswith(b"%PDF")
     text = Path(folder, f"{name}.md").read_text()
     assert "generated images" in text and "not run" not in text and "at epoch" not in text
     with open(folder / f"{name}.csv", newline="") as file:

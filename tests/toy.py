@@ -63,7 +63,5 @@ def toy(*arguments, **changed):
 
 
 def epochs_saved(folder):
-    """In the newest checkpoint; curves.csv may have fewer if the run was killed between writing the two."""
-    paths = [folder / name for name in ("checkpoint.pt", "checkpoint.previous.pt")]
-    newest = next(path for path in paths if path.exists())
-    return len(torch.load(newest, weights_only=True)["rows"])
+    """In the checkpoint; curves.csv may have fewer if the run was killed between writing the two."""
+    return len(torch.load(folder / "checkpoint.pt", weights_only=True)["rows"])

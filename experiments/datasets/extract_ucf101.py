@@ -3,7 +3,7 @@
     python -m experiments.datasets.extract_ucf101 --videos UCF-101 --splits ucfTrainTestlist --data-root dataset
 
 Reads the official layout: UCF-101/<class>/v_*.avi, and classInd.txt, trainlist01.txt and testlist01.txt. Writes
-dataset/UCF-101/frames.npz: of each training video --frames frames at even distances, of each test video the middle one.
+dataset/UCF-101/frames.npz: of each training video ten frames at even distances, of each test video the middle one.
 The whole frame is scaled to 32x32. Needs the package av (pip install av).
 """
 
@@ -11,7 +11,6 @@ import argparse
 import concurrent.futures
 import functools
 import importlib.util
-import os
 import sys
 from pathlib import Path
 
@@ -22,29 +21,23 @@ from experiments.datasets.extracted import UCF101_TEST, UCF101_TRAIN
 from harness.command_line import Parser
 from harness.exits import InputError, run_main
 
+FRAMES = 10  # of each training video
 LISTS = ("classInd.txt", "trainlist01.txt", "testlist01.txt")
 
 
 def read_lists(folder):
     """{class name: id from 0}, and the videos of the training and of the test list, as "class/file" each."""
-    texts = []
-    for name in LISTS:
-        try:
-            texts.append([line.split() for line in (folder / name).read_text().splitlines() if line.strip()])
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(
-                f"{folder / name} cannot be read ({error}); name the folder of the lists with --splits"
-            ) from None
     try:
+        texts = [[line.split() for line in (folder / name).read_text().splitlines() if line.strip()] for name in LISTS]
         classes = {name: int(number) - 1 for number, name in texts[0]}
         train = {video: int(number) - 1 for video, number in texts[1]}
         test = [video for (video,) in texts[2]]
         if any(classes[video.partition("/")[0]] != number for video, number in train.items()):
-            raise ValueError
-    except (ValueError, KeyError):
+            raise ValueError("other numbers of the classes")
+    except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"the lists in {folder} are not UCF-101's; expected lines such as 1 ApplyEyeMakeup, Class/v_x.avi 1 and "
-            "Class/v_y.avi"
+            f"the lists in {folder} are not UCF-101's ({error}); expected lines such as 1 ApplyEyeMakeup, "
+            "Class/v_x.avi 1 and Class/v_y.avi; name their folder with --splits"
         ) from None
     if (len(train), len(test)) != (UCF101_TRAIN, UCF101_TEST):
         raise InputError(
@@ -72,7 +65,7 @@ def frames(path, count):
     if len(shots) < 0.95 * announced - 1:  # a header may be off by a frame or two
         raise InputError(f"{path} has {len(shots)} of its {announced} frames; unpack UCF101.rar anew")
     if len(shots) < count:
-        raise InputError(f"{path} has {len(shots)} frames, fewer than {count}; unpack it anew, or give less --frames")
+        raise InputError(f"{path} has {len(shots)} frames, fewer than {count}; unpack it anew")
     middles = [(2 * i + 1) * len(shots) // (2 * count) for i in range(count)]
     return np.stack([shots[i] for i in middles])
 
@@ -87,23 +80,18 @@ def parse(argv=None):
         help=f"folder of {', '.join(LISTS)} (default: %(default)s)")
     add("--data-root", type=Path, default=Path("dataset"), metavar="DIR",
         help="writes UCF-101/frames.npz there (default: %(default)s)")
-    add("--frames", type=int, default=10, metavar="N", help="of each training video (default: %(default)s)")
-    add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="videos at a time (default: %(default)s)")
     # fmt: on
     settings = parser.parse_args(argv)
     for name in ("videos", "splits", "data_root"):
         setattr(settings, name, getattr(settings, name).expanduser())
-    for name in ("frames", "jobs"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"--{name} {getattr(settings, name)} is out of range; give 1 or more")
     return settings
 
 
 def take_frames(settings, classes, train, test):
     """The arrays of frames.npz by name: images, labels, and for each frame the number of its video in the list."""
     arrays = {}
-    with concurrent.futures.ProcessPoolExecutor(settings.jobs) as pool:
-        for split, videos, count in (("train", train, settings.frames), ("test", test, 1)):
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        for split, videos, count in (("train", train, FRAMES), ("test", test, 1)):
             paths = [settings.videos / video for video in videos]
             shots = pool.map(functools.partial(frames, count=count), paths, chunksize=8)
             arrays[f"{split}_images"] = np.concatenate(list(tqdm(shots, desc=split, total=len(paths), disable=None)))
@@ -128,12 +116,7 @@ def main(argv=None):
             "UCF101.rar, or name its folder with --videos"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        arrays = take_frames(settings, classes, *lists)
-    except concurrent.futures.process.BrokenProcessPool:
-        raise InputError(
-            "a process that reads videos was killed, perhaps for want of memory; give less --jobs"
-        ) from None
+    arrays = take_frames(settings, classes, *lists)
     half = path.with_name("frames.half.npz")
     np.savez(half, **arrays)
     half.replace(path)

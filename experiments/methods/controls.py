@@ -16,6 +16,7 @@ untrained  The labels are those of MAXL's label generator with its first weights
 Not yet run at full length.
 """
 
+import functools
 import sys
 
 import torch
@@ -75,11 +76,7 @@ CONTROLS = {"uniform": UniformLabels, "redrawn": RedrawnLabels, "untrained": Unt
 OPTIONS = {"control": (tuple(CONTROLS), "which of the three, see above", None, None)}
 
 make_networks = model_vgg_human.make_networks
-
-
-def parse(argv=None):
-    """The command line's settings. Raises InputError if ψ does not fit the primary level."""
-    return random_labels.parse(argv, __doc__, SETTINGS, OPTIONS)
+parse = functools.partial(random_labels.parse, doc=__doc__, defaults=SETTINGS, options=OPTIONS)
 
 
 def main(argv=None):

@@ -13,6 +13,7 @@ The images of primary class i are clustered into psi[i] clusters, which are its 
 The centroids start as images' codes by k-means++. Not yet run at full length.
 """
 
+import functools
 import math
 import sys
 
@@ -24,24 +25,15 @@ import maxl
 import model_vgg_human
 import utils
 from experiments.methods import random_labels
-from harness.command_line import AT_LEAST_0, AT_LEAST_1
 from harness.exits import run_main
 
-SETTINGS = random_labels.SETTINGS | {
-    "code_size": 64,  # of the auto-encoder
-    "autoencoder_learning_rate": 0.001,  # Adam
-    "forget": 0.99,  # weight of the past in a centroid, an iteration: the codes change while the auto-encoder learns
-    "starved": 0.05,  # a cluster with less than this share of the mean of its primary class is started anew
-}
-SHARE = (lambda share: 0 <= share <= 1), "a number from 0 to 1"
-OPTIONS = {
-    "code_size": (int, "numbers in a code of the auto-encoder", *AT_LEAST_1),
-    "autoencoder_learning_rate": (float, "learning rate of the auto-encoder (Adam)", *AT_LEAST_0),
-    "forget": (float, "weight of the past in a centroid, per iteration", *SHARE),
-    "starved": (float, "share of the mean cluster below which a cluster starts anew", *SHARE),
-}
+CODE_SIZE = 64  # numbers in a code of the auto-encoder
+AUTOENCODER_LEARNING_RATE = 0.001  # of Adam
+FORGET = 0.99  # weight of the past in a centroid, an iteration: the codes change while the auto-encoder learns
+STARVED = 0.05  # a cluster with less than this share of the mean of its primary class is started anew
 
 make_networks = model_vgg_human.make_networks
+parse = functools.partial(random_labels.parse, doc=__doc__)
 
 
 class AutoEncoder(nn.Module):
@@ -78,7 +70,7 @@ class MiniBatchKMeans(nn.Module):
     forgotten by `forget` a step. Nothing in it waits for the device.
     """
 
-    def __init__(self, psi, code_size, forget=0.99, starved=0.05):
+    def __init__(self, psi, code_size, forget=FORGET, starved=STARVED):
         super().__init__()
         self.forget, self.starved = forget, starved
         # parameters without gradient, so that they are saved and watched like weights
@@ -142,9 +134,9 @@ class ClusterLabels:
     def __init__(self, split, settings):
         device = split.labels.device
         self.split, self.level, self.seed = split, settings.primary_level, settings.seed
-        self.autoencoder = utils.initialise(AutoEncoder(settings.code_size), nn.init.xavier_uniform_).to(device)
-        self.optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=settings.autoencoder_learning_rate)
-        self.clusters = MiniBatchKMeans(settings.psi, settings.code_size, settings.forget, settings.starved).to(device)
+        self.autoencoder = utils.initialise(AutoEncoder(CODE_SIZE), nn.init.xavier_uniform_).to(device)
+        self.optimizer = torch.optim.Adam(self.autoencoder.parameters(), lr=AUTOENCODER_LEARNING_RATE)
+        self.clusters = MiniBatchKMeans(settings.psi, CODE_SIZE).to(device)
         self.parts = {
             "autoencoder": self.autoencoder, "autoencoder_optimizer": self.optimizer, "clusters": self.clusters,
         }  # fmt: skip
@@ -164,11 +156,6 @@ class ClusterLabels:
         loss.backward()
         self.optimizer.step()
         return self.clusters.update(codes.detach(), primary)
-
-
-def parse(argv=None):
-    """The command line's settings. Raises InputError if ψ does not fit the primary level."""
-    return random_labels.parse(argv, __doc__, SETTINGS, OPTIONS)
 
 
 def main(argv=None):

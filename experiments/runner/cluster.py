@@ -4,8 +4,7 @@ import contextlib
 import os
 import time
 
-from experiments.runner import process
-from experiments.runner.here import say, share_of_machine
+from experiments.runner import here
 from harness.exits import InputError
 
 
@@ -19,21 +18,21 @@ class Job:
         self.command, self.log, self.variables, self.process = command, log, variables, None
 
     def __call__(self):
-        self.process = process.start(self.command, self.log, **self.variables)
+        self.process = here.start(self.command, self.log, **self.variables)
         try:
             # not wait(): it holds a lock, and checkpoint(), called by a signal in its midst, would wait for that
             while self.process.poll() is None:
                 time.sleep(0.5)
             return self.process.returncode
         finally:
-            process.stop([self.process])
+            here.stop([self.process])
 
     def checkpoint(self):
         """What submitit calls before it queues the job again; the command has --resume."""
         import submitit
 
         if self.process:
-            process.stop([self.process], patience=20)
+            here.stop([self.process], patience=20)
         return submitit.helpers.DelayedSubmission(Job(self.command, self.log, self.variables))
 
 
@@ -56,11 +55,8 @@ class Submitted:
 class Cluster:
     """Runs as jobs, `jobs` at a time: kind "slurm", or "local" for processes here. parameters: of submitit's executor.
 
-    A job that ends at --max-minutes is submitted again as long as it gains epochs. Raises InputError if submitit is not
-    there or refuses the parameters.
+    Raises InputError if submitit is not there or refuses the parameters.
     """
-
-    retries = True
 
     def __init__(self, kind, jobs, root, parameters):
         try:
@@ -68,7 +64,7 @@ class Cluster:
         except ImportError:
             raise InputError("--submitit needs the package submitit: pip install submitit") from None
         self.kind, self.jobs, self.pause = kind, jobs, 1 if kind == "local" else 10
-        os.environ.update(process.environment())  # the jobs inherit it
+        os.environ.update(here.environment())  # the jobs inherit it
         try:
             self.executor = submitit.AutoExecutor(folder=root / "submitit", cluster=kind)
             self.executor.update_parameters(**({"name": "maxl"} if kind == "slurm" else {}) | parameters)
@@ -77,14 +73,15 @@ class Cluster:
 
     def start(self, task, slot):
         # submitit's local jobs see no GPU but those that they are told of
-        variables = share_of_machine(slot, self.jobs) if self.kind == "local" else {}
+        variables = here.share_of_machine(slot, self.jobs) if self.kind == "local" else {}
+        task.log.parent.mkdir(parents=True, exist_ok=True)
         job = self.executor.submit(Job(task.command, task.log, variables))
-        say(f"submitted {task.name} as job {job.job_id}")
+        here.say(f"submitted {task.name} as job {job.job_id}")
         return Submitted(job, task.log)
 
     def stop(self, runs):
         if runs and self.kind == "slurm":
-            say("the jobs go on; scancel ends them")
+            here.say("the jobs go on; scancel ends them")
             return
         for run in runs:
             with contextlib.suppress(Exception):

@@ -1,6 +1,5 @@
 """Curves over the epochs as a figure: means over seeds as lines, standard deviations as bands."""
 
-import math
 import textwrap
 
 from experiments.runner.report import mean_and_spread
@@ -48,29 +47,17 @@ def grid_of(count, columns, size, margin):
     return figure, grid[:count]
 
 
-def enlarge_second_half(axes, over):
-    """Show the second half of what is drawn, with a scale of its own. over: label of the horizontal axis."""
-    left, right = axes.dataLim.intervalx
-    if left == right:
-        return
-    middle = (left + right) / 2
-    heights = [y for line in axes.lines for x, y in line.get_xydata() if x >= middle and not math.isnan(y)]
-    margin = 0.1 * (max(heights) - min(heights)) or 1.0
-    axes.set(xlim=(middle, right), ylim=(min(heights) - margin, max(heights) + margin))
-    axes.set_title(f"{over.replace('epoch', 'epochs')} {middle:.0f} to {right:.0f}", fontsize=10)
-
-
 def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=None):
-    """A figure with a panel a pair and a line a method, and for a single pair a second panel with its second half.
+    """A figure with a panel a pair and a line a method.
 
     methods: {name: Method}. what: the label of the vertical axes. curve: RunOnDisk -> a list of numbers over the
     epochs, empty if unknown. over: label of the horizontal axes and, if not the epochs, the numbers' places there.
-    second: figure -> None, draws something else into that second panel.
+    second: figure -> None, draws something else into a further panel.
     """
-    panels = pairs if len(pairs) > 1 else 2 * pairs
-    figure, grid = grid_of(len(panels), min(3, len(panels)), (3.6, 2.9 if len(pairs) > 1 else 3.6), (1, 1.3))
+    panels = len(pairs) + (second is not None)
+    figure, grid = grid_of(panels, min(3, panels), (3.6, 2.9 if len(pairs) > 1 else 3.6), (1, 1.3))
     shown = {}
-    for pair, axes in zip(panels, grid):
+    for pair, axes in zip(pairs, grid):
         axes.set_title("{} primary, {} auxiliary classes".format(*pair.split("-")), fontsize=10)
         for name, method in methods.items():
             curves = list(filter(None, map(curve, runs.get((pair, name), {}).values())))
@@ -81,11 +68,8 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=
         axes.set(xlabel=over[0], ylabel=what)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    if len(pairs) == 1 and grid[1].lines:
-        if second:
-            second(figure)
-        else:
-            enlarge_second_half(grid[1], over[0])
+    if second:
+        second(figure)
     ordered = [method.label for method in methods.values() if method.label in shown]
     inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
     legend = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}

@@ -1,30 +1,65 @@
-"""Running a plan, some runs at a time: on this machine or, with the Cluster of cluster.py, as jobs."""
+"""Running a plan, some runs at a time, each a process of its own; with the Cluster of cluster.py, each a job."""
 
 import datetime
 import os
+import shlex
+import subprocess
 import time
+from pathlib import Path
 
 import torch
 
-from experiments.runner import process
 from harness.files import at_work
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+
+
+def environment(**changed):
+    """This process's environment with the repository on Python's path."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path} | changed
+
+
+def start(command, log, **changed):
+    """Start a command; what it prints is appended to the file `log`. changed: variables of its environment."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        file.write(f"\n--- {datetime.datetime.now():%Y-%m-%d %H:%M:%S} {shlex.join(command)}\n")
+        file.flush()
+        # in a session of its own, so that Ctrl-C reaches it through this process alone
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment(**changed),
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def stop(processes, patience=60):
+    """SIGTERM, which the scripts end on cleanly; SIGKILL for what is still there after `patience` seconds."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + patience
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 class Here:
     """Runs as processes of this machine, `jobs` at a time."""
 
     pause = 0.5  # seconds between two looks at the runs
-    retries = False  # a run that ends at --max-minutes is not started again
 
     def __init__(self, jobs):
         self.jobs = jobs
 
     def start(self, task, slot):
         """Start a task; returns what has poll(): its exit code, None while it runs."""
-        return process.start(task.command, task.log, **share_of_machine(slot, self.jobs))
+        return start(task.command, task.log, **share_of_machine(slot, self.jobs))
 
     def stop(self, runs):
-        process.stop(runs)
+        stop(runs)
 
 
 def run_tasks(tasks, where):
@@ -39,32 +74,28 @@ def run_tasks(tasks, where):
     try:
         while waiting or running:
             for slot in set(range(where.jobs)) - running.keys():
-                ready = ((task, state) for task in waiting if (state := task.state()) != "at work")
-                task, state = next(ready, (None, None))
+                task = next((task for task in waiting if not at_work(task.folder)), None)
                 if task is None:
                     break
                 waiting.remove(task)
-                if state != "done":  # by another process, meanwhile
+                if task.state() != "done":  # by another process, meanwhile
                     say(f"started {task.name}")
-                    with process.signals_held():  # so that no run is started and then not known of
-                        running[slot] = task, task.epochs_done(), where.start(task, slot)
+                    running[slot] = task, where.start(task, slot)
             time.sleep(where.pause)
-            for slot, (task, epochs, run) in list(running.items()):
+            for slot, (task, run) in list(running.items()):
                 code = run.poll()
                 if code is None:
                     continue
                 del running[slot]
-                result = task.outcome(code)
-                if code == 2 and at_work(task.folder):
+                if code == 2 and at_work(task.folder):  # another process began it at the same moment
                     waiting.append(task)
                     continue
+                result = task.outcome(code)
                 say(f"ended {task.name}: {result}")
-                if where.retries and result == "unfinished" and task.epochs_done() > epochs:
-                    waiting.append(task)
-                elif result != "done":
+                if result != "done":
                     bad[task] = result
     finally:
-        where.stop([run for *_, run in running.values()])
+        where.stop([run for _, run in running.values()])
     return bad
 
 

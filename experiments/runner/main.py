@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from experiments.runner import report
 from experiments.runner.cluster import Cluster, executor_parameters
 from experiments.runner.here import Here, run_tasks
 from experiments.runner.progress import show_plan, show_status
-from experiments.runner.ready import fetch_data
 from experiments.runner.task import check_plan
 from harness.command_line import Parser
 from harness.exits import InputError, TimeLimit, run_main
@@ -24,32 +24,27 @@ class Experiment:
     name: str  # of its default folder and its files
     doc: str  # for --help
     plan: Callable  # (settings, options of the runs) -> the Tasks, in the order in which they are to start
-    report: Callable  # settings -> a matplotlib Figure, the table as dicts, and as text in Markdown
+    report: Callable  # settings -> a matplotlib Figure or None, the table as dicts, and as text in Markdown
     add_options: Callable  # adds its own options, which choose the runs, to a parser
-    full: dict  # what these options and --seeds are if not given,
+    full: dict  # what these options and --seeds are if not given, and what has no option, such as methods,
     quick: dict  # and with --quick
     folder: str = ""  # of its runs, in runs/, where they are another experiment's too; by default its name
+    needs_scikit_learn: bool = False
 
     def parse(self, argv=None):
         """The command line: the runner's and the experiment's settings, and the options that go to the runs."""
-        parser = Parser(
-            description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )  # fmt: skip
+        parser = Parser(description=self.doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
         add = parser.add_argument
         self.add_options(parser)
         add("--seeds", nargs="+", type=int, metavar="N", help=f"(default: {' '.join(map(str, self.full['seeds']))})")
-        add(
-            "--jobs", type=int, default=1, metavar="N",
-            help="runs at a time, spread over the visible GPUs (default: %(default)s)",
-        )  # fmt: skip
+        add("--jobs", type=int, default=1, metavar="N", help="runs at a time, on all visible GPUs (default: 1)")
         folder = f"runs/{self.folder or self.name}"
         add("--out", metavar="DIR", help=f"folder of all runs, figure and table (default: {folder})")
+        add("--data-root", metavar="DIR", help="folder of the data (default: dataset; with --plot, the runs' own)")
         narrowed = "; ".join(f"{name} {' '.join(map(str, values))}" for name, values in self.quick.items())
         add("--quick", action="store_true", help=f"small runs on generated images: {narrowed} (default: off)")
         what = parser.add_mutually_exclusive_group()
-        what.add_argument(
-            "--dry-run", action="store_true", help="show the plan and an estimate of the time (default: off)"
-        )
+        what.add_argument("--dry-run", action="store_true", help="show the plan and its estimated time (default: off)")
         what.add_argument("--status", action="store_true", help="show how far each run is (default: off)")
         what.add_argument("--plot", action="store_true", help="draw figure and table from what is there (default: off)")
         add("--submitit", choices=("slurm", "local"), help="hand the runs to submitit (default: run them here)")
@@ -60,7 +55,7 @@ class Experiment:
             raise InputError(f"--jobs {settings.jobs} is out of range; give 1 or more")
         settings.drawn_as = self.name
         for name, value in (self.full | (self.quick if settings.quick else {})).items():
-            given = list(dict.fromkeys(getattr(settings, name) or value))  # each once
+            given = list(dict.fromkeys(getattr(settings, name, None) or value))  # each once
             setattr(settings, name, given)
             if name != "methods" and set(given) != set(value):  # of the methods all that there are are drawn
                 settings.drawn_as += "".join(f"-{'seed' * (name == 'seeds')}{one}" for one in given)
@@ -68,6 +63,7 @@ class Experiment:
             if not 0 <= seed < 2**63:
                 raise InputError(f"--seeds {seed} is out of range; give 0 or positive numbers below 2**63")
         settings.out = Path(os.path.expanduser(settings.out or folder + ("-quick" if settings.quick else "")))
+        options += ["--data-root", settings.data_root] if settings.data_root else []
         return settings, [*options, *(["--quick"] if settings.quick else [])]
 
     def tasks(self, settings, options):
@@ -83,6 +79,8 @@ class Experiment:
 
     def main(self, argv=None):
         settings, options = self.parse(argv)
+        if self.needs_scikit_learn and importlib.util.find_spec("sklearn") is None:
+            raise InputError(f"{self.name} needs the package scikit-learn: pip install scikit-learn")
         if settings.plot:
             if options:  # they change nothing that is there, but what no run knows is said
                 check_plan(self.plan(settings, options), options)
@@ -120,3 +118,18 @@ class Experiment:
     def __call__(self):
         """The command; returns the exit code."""
         return run_main(self.main, how_to_go_on="the same command goes on after each run's last finished epoch")
+
+
+def fetch_data(tasks):
+    """Fetch and check the data once, before runs side by side do; raises InputError with a line for what is missing."""
+    missing, found = [], []
+    for data, dataset, root in {(task.data, task.settings.dataset, task.settings.data_root): 0 for task in tasks}:
+        try:
+            data.read(dataset, root)
+            found.append(dataset)
+        except InputError as error:
+            missing.append(str(error))
+    if missing and found:
+        missing.append(f"What is there can be run without the rest: --datasets {' '.join(found)}")
+    if missing:
+        raise InputError("\n".join(missing))

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import math
 import statistics
 
@@ -25,6 +26,7 @@ class RunOnDisk:
     def __init__(self, folder, own=()):
         self.folder, self.settings, self.rows = folder, read_settings(folder / "settings.json"), read_curves(folder)
         self.own = own
+        self.measured = {}  # what a figure has measured of the run's networks, by name
         if not self.settings and (folder / "curves.csv").exists():
             raise InputError(f"{folder} has curves, but no settings.json that can be read; put it back or move it away")
         self.seconds = sum(map(row_seconds, self.rows))
@@ -40,6 +42,11 @@ class RunOnDisk:
         return [100 * accuracy for accuracy in self.column("test_primary_accuracy")]
 
 
+def measured(names):
+    """{name: RunOnDisk -> the number of that name among its measured ones}."""
+    return {name: lambda run, name=name: run.measured[name] for name in names}
+
+
 def run_of(task):
     """The RunOnDisk of a Task; None without curves. Raises InputError if the folder is not of the run it names."""
     if not (task.folder / "curves.csv").exists():
@@ -48,6 +55,22 @@ def run_of(task):
     if details := task.mismatch(run.settings):
         raise InputError(f"{task.folder} is not the run that its name says ({details}); move it away, or rename it")
     return run
+
+
+def read_runs(task_of, root, groups, methods, seeds):
+    """{(group, method): {seed: RunOnDisk}} of all runs in the folder `root` that have curves.
+
+    task_of: (group, method, seed) -> a Task. groups: pairs or datasets. Raises InputError as run_of does, and if there
+    are none.
+    """
+    runs = {}
+    for group, method, seed in itertools.product(groups, methods, seeds):
+        run = run_of(task_of(group, method, seed))
+        if run is not None:
+            runs.setdefault((group, method), {})[seed] = run
+    if not runs:
+        raise InputError(f"there are no runs of {', '.join(groups)} with these seeds in {root} yet; start them first")
+    return runs
 
 
 def listed(runs):
@@ -116,10 +139,7 @@ def describe(runs, label=str):
     for (*_, method), found in runs.items():
         for run in found.values():
             statistics_of.setdefault(run.settings.get("test_statistics"), {})[label(method)] = None
-    if len(statistics_of) == 1:
-        words += [f"tested with {name} statistics" for name in statistics_of if name]
-    else:
-        words += [f"{', '.join(names)} tested with {name} statistics" for name, names in statistics_of.items()]
+    words += [f"{', '.join(names)} tested with {name} statistics" for name, names in statistics_of.items()]
     return "; ".join(words)
 
 
@@ -157,7 +177,9 @@ def spread_columns(**columns):
 
 
 def with_spread(mean, spread, digits=2):
-    """ "72.00 ± 2.00", or the mean alone if there is no spread."""
+    """ "72.00 ± 2.00", the mean alone if there is no spread, nothing if there is no mean."""
+    if mean is None:
+        return ""
     return f"{mean:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
@@ -203,13 +225,17 @@ def markdown_table(heading, lines):
 
 
 def write(root, name, figure, rows, text):
-    """Write NAME.png, NAME.pdf, NAME.md and NAME.csv into `root`, and say so. rows: dicts with the same keys."""
+    """Write NAME.png and NAME.pdf, unless figure is None, NAME.md and NAME.csv into `root`, and say so.
+
+    rows: dicts with the same keys.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    for ending in ("png", "pdf"):
+    endings = ["png", "pdf"] if figure else []
+    for ending in endings:
         figure.savefig(root / f"{name}.{ending}", dpi=200)
     (root / f"{name}.md").write_text(text, encoding="utf-8")
     with open(root / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{name}.png, {name}.pdf, {name}.md and {name}.csv are in {root}")
+    print(f"{', '.join(f'{name}.{ending}' for ending in [*endings, 'md', 'csv'])} are in {root}")

@@ -8,25 +8,17 @@ import sys
 from pathlib import Path
 
 import create_dataset
-from experiments.runner import process
+from experiments.runner.here import REPOSITORY
 from experiments.runner.report import difference
 from harness.curves import read_curves
 from harness.exits import InputError
 from harness.files import at_work, read_settings
 from harness.folder import differences
 
-KILLED, TRACEBACK = "killed by signal ", "Traceback (most recent call last)"
-
 
 def name_of(argument):
     """The setting of an option: "--focal-gamma=2" -> "focal_gamma"."""
     return argument.split("=")[0].removeprefix("--").replace("-", "_")
-
-
-def with_defaults(options, defaults):
-    """The options of the runs, and those of {option: value} that are not among them."""
-    given = {name_of(option) for option in options}
-    return [*options, *(text for pair in defaults.items() if name_of(pair[0]) not in given for text in pair)]
 
 
 @functools.cache
@@ -77,7 +69,7 @@ class Task:
 
     @property
     def command(self):
-        file = os.path.relpath(process.REPOSITORY / f"{self.script}.py")
+        file = os.path.relpath(REPOSITORY / f"{self.script}.py")
         start = ["-m", self.script] if "." in self.script else [file]
         return [sys.executable, *start, *self.arguments, "--resume"]
 
@@ -122,32 +114,15 @@ class Task:
             return "at work"
         return "done" if done == epochs else "unfinished"
 
-    def failure(self):
-        """Why the last process of an unfinished run ended badly, as its log says; empty if it did not."""
-        lines = self._log_of_the_last_process()
-        if lines and (lines[-1].startswith(("error: ", KILLED)) or any(line.startswith(TRACEBACK) for line in lines)):
-            return lines[-1]
-        return ""
-
     def outcome(self, code):
-        """What its ended process was: "done", "unfinished", or why it failed, which its log then says too."""
+        """What the exit code of its process means: "done", "unfinished", or why it failed, its log's last line."""
         if code == 0:
             return "done"
         if code == 3:
             return "unfinished"
         if code < 0:
-            with open(self.log, "a") as file:
-                file.write(f"{KILLED}{-code}\n")
-        lines = self._log_of_the_last_process()
-        return lines[-1] if lines else f"exit code {code}"
-
-    def _log_of_the_last_process(self):
-        """The lines that are not empty."""
-        try:
-            text = self.log.read_text(errors="replace").rpartition(process.START)[2]
-        except OSError:
-            return []
-        return [line for line in text.split("\n")[1:] if line.strip()]
+            return f"killed by signal {-code}"
+        return [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()][-1]
 
 
 def check_plan(tasks, options):
