@@ -410,7 +410,7 @@ def with_weights(network, weights, buffers, function):
     for prefix, module in network.named_modules(prefix="network"):
         own = {"recurse": False, "remove_duplicate": False}
         for name, tensor in [*module.named_parameters(**own), *module.named_buffers(**own)]:
-            tensors[f"{prefix}.{name}"] = new[id(tensor)]
+            tensors[f"{prefix}.{name}"] = new.get(id(tensor), tensor)
     return functional_call(WithWeights(network), tensors, (function,), tie_weights=False)
 
 
