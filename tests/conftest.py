@@ -186,8 +186,11 @@ class Evil:
         return os.mkdir, ("evil",)
 
 
-def assert_one_sentence(error, *parts):
-    """The message is on one line and has all the parts. error: of pytest.raises."""
+@contextlib.contextmanager
+def one_sentence(*parts):
+    """What is in it raises an InputError, on one line that has all the parts."""
+    with pytest.raises(exits.InputError) as error:
+        yield
     text = str(error.value)
     assert "\n" not in text
     for part in parts:

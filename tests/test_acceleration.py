@@ -107,19 +107,6 @@ def test_fp32_is_fp32_whoever_allowed_tf32_and_bf16_allows_it_for_the_rest(way, 
 # --- precision --------------------------------------------------------------------------------------
 
 
-def test_bf16_lowers_products_inside_and_leaves_weights_gradients_and_losses_in_fp32():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 9, 5))
-    images = torch.randn(2, 3, 5, 5)
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        with autocast(CPU, settings(precision=precision)):
-            logits = network(images)
-            assert network[0](images).dtype == logits.dtype == dtype
-            losses = maxl.focal_losses(logits)
-            losses.sum().backward()
-        assert losses.dtype == network[0].weight.dtype == network[0].weight.grad.dtype == torch.float32
-        assert network(images).dtype == torch.float32
-
-
 def test_weights_that_change_inside_the_context_are_those_of_the_next_forward():
     """Autocast's cache would keep the first bf16 copy of each weight as long as the context lasts."""
     layer, x = nn.Linear(3, 2), torch.randn(4, 3)

@@ -115,21 +115,6 @@ def test_a_step_is_the_mean_with_the_past_forgotten():
     assert clusters.counts.tolist() == [4.0, 2.0, 3.0]
 
 
-@pytest.mark.cuda
-def test_no_step_of_kmeans_waits_for_the_gpu():
-    pixels = torch.randint(256, (60, 32, 32, 3), dtype=torch.uint8)
-    split = create_dataset.Split(pixels, (torch.arange(60) % 3)[:, None].expand(-1, 4).contiguous(), "cuda")
-    settings = kmeans.parse(["--primary-level", "0", "--psi", "2,3,4"])
-    labels = kmeans.ClusterLabels(split, settings)
-    batch = next(split.train_batches(30, torch.Generator().manual_seed(0)))
-    labels(*batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        labels(*batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_an_empty_cluster_is_started_anew():
     psi = [2, 3, 4]
     codes, primary, cluster = blobs(psi)

@@ -67,16 +67,6 @@ def test_the_numbers_are_those_of_loops_over_all_pairs():
     assert numbers["silhouette"] == pytest.approx(np.mean(silhouettes))
 
 
-@needs_scikit_learn
-def test_the_embedding_keeps_far_clusters_apart_and_is_the_seeds():
-    labels = np.repeat(np.arange(3), 40)
-    features = (20 * np.eye(3)[labels] + np.random.default_rng(0).standard_normal((120, 3))).astype(np.float32)
-    points = figure5.embed(features, seed=0)
-    assert points.shape == (120, 2) and np.array_equal(points, figure5.embed(features, seed=0))
-    centres = np.stack([points[labels == c].mean(axis=0) for c in range(3)])
-    assert (np.linalg.norm(points[:, None] - centres, axis=2).argmin(axis=1) == labels).all()
-
-
 def test_features_are_the_trunks_output_with_running_statistics():
     torch.manual_seed(0)
     network, split = maxl.Network(utils.VGG16(0.05), 3, 10), split_of(130)

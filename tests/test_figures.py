@@ -164,15 +164,6 @@ def run_of(name, train, test, **options):
     return RunOnDisk(Path("r") / name)
 
 
-def test_at_equal_fit_a_line_is_a_line_however_fast_it_is_walked():
-    """Test accuracy 10 + train / 2, from epochs half a point apart or further than the average reaches."""
-    for step in (0.5, 45):
-        train = np.arange(0, 91, step)
-        run = run_of(f"maxl-20-100-seed{int(10 * step)}", train, 10 + train / 2)
-        found = generalisation.at_equal_fit(run, [2, 20, 50.5, 70])
-        assert found == pytest.approx([11, 20, 35.25, 45], abs=1e-3)
-
-
 def test_at_equal_fit_the_nearest_epochs_count_most_and_there_is_nothing_beyond_the_curve():
     """Around 50, epochs that are 1, 0 and 2 points away have weights exp(-d²/2σ²), σ = 1.5."""
     train, test = [49, 50, 52, 90], [30, 40, 35, 99]

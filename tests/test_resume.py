@@ -15,7 +15,7 @@ import toy as toy_script
 from conftest import assert_same_run, curves, forked, wait_for_an_epoch
 from toy import epochs_saved, toy
 
-from harness import exits, run
+from harness import exits
 
 
 @pytest.fixture(scope="module")
@@ -121,58 +121,6 @@ def test_what_ends_a_run_in_the_midst_of_an_epoch_saves_the_epochs_before_it(
     assert len(curves("r")) == 2
     assert toy("--out", "r", "--resume") == 0
     assert_same_run("r", whole)
-
-
-def test_finished_epochs_are_out_of_reach_of_a_gpu_fault(
-    whole, only_the_first_and_the_last_epoch_are_saved, monkeypatch
-):  # fmt: skip
-    """In the third epoch the weights become rubbish, and after that no part can give its state."""
-    original, calls = toy_script.step, itertools.count(1)
-
-    def broken(*arguments, **options):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    def breaking(network, optimizer, *batch):
-        if next(calls) <= 2 * toy_script.BATCHES:
-            return original(network, optimizer, *batch)
-        for state in (network.state_dict(), optimizer.state[network[0].weight]):
-            for tensor in state.values():
-                tensor.fill_(7.0)
-        patch.setattr(torch.nn.Module, "state_dict", broken)
-        broken()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(toy_script, "step", breaking)
-        with pytest.raises(RuntimeError, match="illegal memory access"):
-            toy("--out", "r")
-    assert len(curves("r")) == 2
-    assert toy("--out", "r", "--resume") == 0
-    assert_same_run("r", whole)
-
-
-def test_saving_takes_a_twentieth_of_the_time(monkeypatch):
-    """The clock moves only where something is done: an epoch takes 1 s, a checkpoint 0.2 s."""
-    now, saved = 0.0, []
-
-    class Clock:
-        monotonic = perf_counter = staticmethod(lambda: now)
-        strftime = time.strftime
-
-    def taking(seconds, function, times):
-        def slow(*arguments):
-            nonlocal now
-            now += seconds
-            times.append(now)
-            return function(*arguments)
-
-        return slow
-
-    monkeypatch.setattr(run, "time", Clock)
-    monkeypatch.setattr(torch, "save", taking(0.2, torch.save, saved))
-    monkeypatch.setattr(toy_script, "evaluate", taking(1.0, toy_script.evaluate, []))
-    assert toy("--epochs", 41, "--out", "r") == 0
-    gaps = [later - earlier for earlier, later in zip(saved, saved[1:])]
-    assert len(gaps) >= 7 and all(4 < gap < 5.5 for gap in gaps[:-1])
 
 
 @pytest.mark.parametrize("stop, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
