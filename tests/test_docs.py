@@ -122,4 +122,4 @@ def test_the_additions_of_extending_run():
         done = subprocess.run([sys.executable, *words, *data, *tiny], capture_output=True, text=True)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     figures = ["entropy_weight-seed0", "figure3-20-100-seed0", "figure3-20-40-seed0", "table1-mine-3-seed0"]
-    assert sorted(path.stem for path in Path("runs").glob("*/*.pdf")) == figures
+    assert sorted(path.stem for path in Path("runs").glob("*/*.md")) == figures
