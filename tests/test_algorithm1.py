@@ -160,7 +160,7 @@ def test_every_setting_matters(name, setting):
     settings = settings_of(name, "settled")
     default = SCRIPTS[name].SETTINGS.get(setting, 0)
     if setting == "batch_size":
-        default = 25  # the default is all of these few images
+        default = 40  # the default is all of these few images
     theirs = algorithm(name, settings | {setting: default}, *data(settings))[0]
     ours = as_set(name)
     assert distance(theirs, ours, name, settings) > 1e-4
