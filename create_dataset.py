@@ -242,7 +242,7 @@ def pad(images):
 
 
 def scale(images):
-    """uint8 pixels -> float32, (x/255 - 0.5) / 0.2 (ToTensor and Normalize of the released runs)."""
+    """uint8 pixels -> float32, (x/255 - 0.5) / 0.2 (ToTensor and Normalize of the authors' code)."""
     return images.to(torch.float32).div_(255).sub_(0.5).div_(0.2)
 
 

@@ -8,7 +8,7 @@ from create_dataset import IMAGE_SIZE, PADDING, Split, pad
 
 
 class HostSplit(Split):
-    """Split, to the bit, with its images on the host: uint8 as they were read, no padded copy.
+    """A Split, bit-identical, with its images on the host: uint8 as they were read, no padded copy.
 
     A batch is gathered on the host and padded, cut and scaled on the device; with a GPU it is gathered into pinned
     memory, and its copy does not hold up the host. That part has not yet run on a GPU.

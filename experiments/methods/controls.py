@@ -12,8 +12,6 @@ redrawn    Each time an image is seen, its label is one of these psi[i] classes,
            uniform is due to noise.
 untrained  The labels are those of MAXL's label generator with its first weights. This is MAXL without the second pass.
            What MAXL gains over it, both tested with settled statistics, is due to what the label generator learns.
-
-Not yet run at full length.
 """
 
 import functools

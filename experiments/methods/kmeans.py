@@ -10,7 +10,7 @@ The images of primary class i are clustered into psi[i] clusters, which are its 
   2. labels each image with the nearest centroid of its primary class;
   3. moves the centroids towards the batch's codes, one step of mini-batch K-Means;
   4. updates the multi-task network on these labels (eq. 2).
-The centroids start as images' codes by k-means++. Not yet run at full length.
+The centroids start as images' codes by k-means++.
 """
 
 import functools

@@ -5,7 +5,7 @@
     python -m experiments.methods.random_labels --quick                        # a first look on generated images
 
 Each training image gets one of the psi[i] auxiliary classes of its primary class, drawn once from the seed. The images
-of a primary class are spread over its auxiliary classes evenly, to within one. Not yet run at full length.
+of a primary class are spread over its auxiliary classes evenly, to within one.
 """
 
 import sys

@@ -7,7 +7,7 @@
 
 The multi-task network is trained as Single is, with momentum, weight decay and a rate annealed to zero. The label
 generator has the plain SGD and weight decay that it has on CIFAR-100; its rate is annealed along the same cosine. θ1⁺
-is one plain gradient step at the present rate, as in eq. 4. Not yet run at full length.
+is one plain gradient step at the present rate, as in eq. 4.
 """
 
 import sys

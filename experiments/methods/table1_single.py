@@ -5,7 +5,7 @@
     python -m experiments.methods.table1_single --dataset cifar10 --backbone resnet32
     python -m experiments.methods.table1_single --quick                      # a first look on generated images
 
-Unlike on CIFAR-100, it is trained with momentum, weight decay and a rate annealed to zero. Not yet run at full length.
+Unlike on CIFAR-100, it is trained with momentum, weight decay and a rate annealed to zero.
 """
 
 import sys

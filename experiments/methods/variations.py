@@ -16,7 +16,7 @@ same-iteration  an epoch is one pass, and each batch updates both networks, the 
 validation      the label generator is judged on held-out training images (a tenth), augmented like the others, on which
                 the multi-task network never trains.
 
-All else is MAXL's, the first weights for a seed too. Not yet run at full length.
+All else is MAXL's, the first weights for a seed too.
 """
 
 import copy
