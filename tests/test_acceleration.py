@@ -124,7 +124,8 @@ def test_all_of_maxl_is_in_lower_precision_but_the_second_pass(monkeypatch):
     forward, seen = utils.VGG16.forward, []
 
     def watched(trunk, images):
-        lowered = {torch.is_autocast_enabled("cpu"), *tf32_allowed()}
+        old = not hasattr(torch, "get_autocast_dtype")
+        lowered = {torch.is_autocast_cpu_enabled() if old else torch.is_autocast_enabled("cpu"), *tf32_allowed()}
         seen.append((trunk.training, lowered))
         return forward(trunk, images)
 

@@ -6,7 +6,7 @@ import platform
 import numpy as np
 import pytest
 import torch
-from conftest import PNG, tf32_allowed
+from conftest import PNG, in_new_torch, tf32_allowed
 from test_closed_form import ToyGenerator, ToyNetwork
 
 import create_dataset
@@ -18,6 +18,7 @@ CPU = torch.device("cpu")
 TINY = ["--device", "cpu", "--width", "0.05", "--batch-size", "10", "--threads", "1"]
 
 
+@in_new_torch
 def test_step_cost_writes_its_table_as_json_markdown_and_chart(tmp_path, capsys):
     options = ["--precision", "bf16", "--channels-last", "--backbone", "conv4"]
     step_cost.main([*TINY, *options, "--repeats", "1", "--out", str(tmp_path)])
@@ -51,6 +52,7 @@ def test_the_memory_of_a_step_is_a_few_times_the_outputs_of_its_convolutions():
     assert 2 * outputs < step_cost.peak_memory(bench, "Single step") < 6 * outputs
 
 
+@in_new_torch
 @pytest.mark.parametrize("row, forward_passes, of_the_first_layer", [
     ("data and augmentation", 0, 0),
     ("test", 1, 0),
@@ -69,6 +71,7 @@ def test_the_arithmetic_of_a_step_is_that_of_the_derivation(row, forward_passes,
     assert counted < step_cost.operations(bench.run, "MAXL second pass, double-backward")
 
 
+@in_new_torch
 def test_precision_writes_its_table(tmp_path, monkeypatch):
     monkeypatch.setitem(create_dataset.SIZES, "synthetic", (100, 100))
     precision.main([*TINY, "--train-steps", "1", "--out", str(tmp_path)])
@@ -125,6 +128,7 @@ def test_every_product_is_rounded_forwards_backwards_and_along_v_and_no_sum():
     assert not torch.allclose(directional, b @ layer.weight.T, rtol=1e-5, atol=1e-6)
 
 
+@in_new_torch
 def test_lower_precision_spoils_the_meta_gradient_far_more_than_an_ordinary_one():
     """At initial weights; the reason for the second pass to be in fp32."""
     bench = step_cost.Bench(CPU, width=1 / 16, batch_size=40)

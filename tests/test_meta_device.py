@@ -89,7 +89,7 @@ def test_the_check_itself_sees_what_leaves_the_device(leave):
 def test_the_passes_over_the_batches_and_the_test_are_read_at_their_ends_alone(method):
     """The averages; in MAXL's first pass the share of classes used, too, in its second the error of forward mode."""
     if method == "forward-mode" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        pytest.skip("this torch (seen in 2.3) cannot differentiate along v under a dispatch mode")
+        pytest.skip("torch 2.3 cannot under a dispatch mode")
     maxl.load_forward_mode()  # what is set up in the first step of a process may be the host's work
     network, label_generator = (module.to(META) for module in networks(PSI, dtype=torch.float32))
     optimizer, label_optimizer = (torch.optim.SGD(m.parameters(), lr=0.01) for m in (network, label_generator))
