@@ -73,9 +73,10 @@ def getting(title, root, archives, holds):
         for path in new_folders:
             with contextlib.suppress(OSError):  # stays where something is in it
                 path.rmdir()
-        why = " ".join(str(error).split())  # on one line
+        why = " ".join(str(error).split())
         raise InputError(
-            f"{title} is not in {root}, {archive} {state}, and getting it failed ({why}). "
-            f"Three ways out: put the archive ({url}) there; name the folder that holds "
-            f"{holds} with --data-root; or take generated images: --dataset synthetic, for a figure or table --quick"
+            f"{title} is not in {root}, {archive} {state}, and getting it failed ({why}). Three ways out:\n"
+            f"- put the archive there: {url}\n"
+            f"- name the folder that holds {holds} with --data-root\n"
+            "- take generated images: --dataset synthetic, for a figure or table --quick"
         ) from None

@@ -193,12 +193,12 @@ class Evil:
 
 
 @contextlib.contextmanager
-def one_sentence(*parts):
-    """What is in it raises an InputError, on one line that has all the parts."""
+def one_sentence(*parts, lines=1):
+    """What is in it raises an InputError of so many lines that has all the parts."""
     with pytest.raises(exits.InputError) as error:
         yield
     text = str(error.value)
-    assert "\n" not in text
+    assert text.count("\n") == lines - 1
     for part in parts:
         assert part in text
 

@@ -98,7 +98,7 @@ def test_a_damaged_mnist_file_is_named(mnist):
 
 def test_mnist_that_cannot_be_had_names_the_ways_out():
     said = "MNIST is not in dataset", "train-images-idx3-ubyte.gz is not there", "no network in tests", "Three ways out"
-    with one_sentence(*said, "--data-root", "--dataset synthetic"):
+    with one_sentence(*said, "--data-root", "--dataset synthetic", lines=4):
         registry.read("mnist", "dataset")
     assert not Path("dataset").exists()
 
@@ -173,7 +173,7 @@ def test_a_fetch_of_svhn_that_was_cut_off_leaves_nothing_in_the_way_of_the_next(
     whole = (folder / name).read_bytes()
     (folder / name).unlink()
     (server / name).write_bytes(whole[:-1])
-    with one_sentence(f"{name} is not there", "IncompleteRead", "Three ways out"):
+    with one_sentence(f"{name} is not there", "IncompleteRead", "Three ways out", lines=4):
         registry.read("svhn", "dataset")
     assert os.listdir(folder) == ["train_32x32.mat"] and os.listdir("dataset") == ["SVHN"]
     (server / name).write_bytes(whole)
