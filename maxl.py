@@ -1,7 +1,7 @@
 """MAXL, the whole method: Self-Supervised Generalisation with Meta Auxiliary Learning (Liu, Davison, Johns, 2019).
 
-From top to bottom, in the order of the paper's section 3: losses, networks, the multi-task objective, the meta-gradient,
-and the two steps of Algorithm 1. An epoch is one pass of `auxiliary_training_step` over the data, then one pass of
+From top to bottom, in the order of the paper's section 3: losses, networks, the multi-task objective, the
+meta-gradient, and the two steps of Algorithm 1. An epoch is one pass of `auxiliary_training_step` over the data, then one pass of
 `meta_training_step`. This file needs nothing but torch: install it (`pip install .`) or copy it.
 """
 
@@ -133,8 +133,8 @@ class LabelGenerator(nn.Module):
 def multi_task_loss(network, images, primary, labels=None, gamma=2.0, auxiliary_weight=1.0):
     """L_pri + w L_aux of eq. 2 (w = 1 in the paper); without auxiliary labels L_pri alone.
 
-    primary: integers (B,). labels: integers (B,) or soft float (B, K). Returns the sum, a 0-d tensor with its graph, and
-    its parts by name. The steps below take any function with these first four arguments as `loss`.
+    primary: integers (B,). labels: integers (B,) or soft float (B, K). Returns the sum, a 0-d tensor with its graph,
+    and its parts by name. The steps below take any function with these first four arguments as `loss`.
     """
     primary_logits, *auxiliary_logits = network(images)
     loss = primary_loss = focal_loss(primary_logits, primary, gamma)
@@ -327,7 +327,7 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
     """
     updated = held_by(label_optimizer)
     if updated & set(network.parameters()) or not updated & set(label_generator.parameters()):
-        raise ValueError("label_optimizer has to hold weights of the label generator, and none of the multi-task network")
+        raise ValueError("label_optimizer has to hold weights of the label generator, none of the multi-task network")
     with exact_arithmetic(images.device):
         gradients, numbers = meta_gradient(network, label_generator, optimizer, images, primary, **options)
     for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
@@ -347,8 +347,8 @@ def check_networks(network, label_generator, optimizer):
         for part in module.modules():
             if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
                 raise ValueError(
-                    f"the meta-gradient cannot be taken through {type(part).__name__}; give the network in it (.module) "
-                    "and, with several processes, average the gradients that meta_gradient returns before the update"
+                    f"the meta-gradient cannot be taken through {type(part).__name__}; give the network in it "
+                    "(.module) and, with several processes, average the gradients that meta_gradient returns before the update"
                 )
         low = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
         if low:

@@ -7,7 +7,7 @@
     python -m experiments.figure3 --status                         # how far each run is
     python -m experiments.figure3 --plot                           # figure and table of what is there, also meanwhile
     python -m experiments.figure3 --submitit slurm --submitit-parameters slurm_partition=gpu gpus_per_node=1
-    python -m experiments.figure3 --quick                          # ten small runs on generated images, about 20 minutes
+    python -m experiments.figure3 --quick                          # small runs on generated images, about 20 minutes
 
 Each run is a process of its own. Options that are not the figure's go to the scripts that have them: --epochs, --width,
 --device, --label-learning-rate ... The same command again continues what is unfinished and skips what is done. One run

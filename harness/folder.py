@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import sys
 import time
 import weakref
 from pathlib import Path

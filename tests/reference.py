@@ -1,4 +1,4 @@
-"""The meta-gradient of eqs. 3 to 5 once more, for tests: a plain double backward through θ1⁺, losses by their formulas."""
+"""The meta-gradient of eqs. 3 to 5 once more, for tests: a plain double backward through θ1⁺."""
 
 import torch
 import torch.nn as nn
