@@ -1,8 +1,8 @@
 """MAXL, the whole method: Self-Supervised Generalisation with Meta Auxiliary Learning (Liu, Davison, Johns, 2019).
 
 From top to bottom, in the order of the paper's section 3: losses, networks, the multi-task objective, the
-meta-gradient, and the two steps of Algorithm 1. An epoch is one pass of `auxiliary_training_step` over the data, then one pass of
-`meta_training_step`. This file needs nothing but torch: install it (`pip install .`) or copy it.
+meta-gradient, and the two steps of Algorithm 1. An epoch is one pass of `auxiliary_training_step` over the data, then
+one pass of `meta_training_step`. This file needs nothing but torch: install it (`pip install .`) or copy it.
 """
 
 import contextlib
@@ -348,7 +348,8 @@ def check_networks(network, label_generator, optimizer):
             if isinstance(part, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
                 raise ValueError(
                     f"the meta-gradient cannot be taken through {type(part).__name__}; give the network in it "
-                    "(.module) and, with several processes, average the gradients that meta_gradient returns before the update"
+                    "(.module) and, with several processes, average the gradients that meta_gradient returns before "
+                    "the update"
                 )
         low = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32, torch.float64}
         if low:
