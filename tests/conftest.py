@@ -12,12 +12,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import create_dataset
 import model_vgg_human
@@ -35,6 +37,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores Ctrl-C
+
+# tqdm's own lock is shared with forked processes: one that is killed while it prints would hold it for ever.
+tqdm.set_lock(threading.RLock())
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"model_vgg_single": model_vgg_single, "model_vgg_human": model_vgg_human, "model_vgg_maxl": model_vgg_maxl}
@@ -67,6 +72,19 @@ def tf32_allowed():
 def in_an_empty_folder(tmp_path, monkeypatch):
     """Every test starts in a folder of its own, so default paths (runs/, dataset/) touch nothing real."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_test_hangs():
+    """A test that takes ten minutes fails."""
+
+    def late(*ignored):
+        pytest.fail("still running after 600 s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(600)
+    yield
+    signal.alarm(0)
 
 
 @pytest.fixture(autouse=True)
@@ -173,8 +191,10 @@ def script_process(name, *arguments, **options):
 
 
 def wait_for_an_epoch(process):
-    """Until the run in r has its first row, or the process is over."""
-    while not Path("r/curves.csv").exists() and process.exitcode is None:
+    """Until the run in r, which goes on, has its first row."""
+    deadline = time.monotonic() + 60
+    while not Path("r/curves.csv").exists():
+        assert process.exitcode is None and time.monotonic() < deadline, Path("errors").read_text()
         time.sleep(0.01)
 
 
