@@ -1,10 +1,12 @@
-"""Label learning: how far MAXL's label generator has come from the weights it started with.
+"""Label learning: what MAXL's label generator learns, by its learning rate β and the weight λ of the entropy loss.
 
-    python -m experiments.label_learning                   # run what is missing, then draw
-    python -m experiments.label_learning --quick           # small runs on generated images
+    python -m experiments.label_learning                             # run what is missing, then draw
+    python -m experiments.label_learning --methods beta1-lambda0 --seeds 0   # a part of it
+    python -m experiments.label_learning --quick                     # small runs on generated images
 
-The runs are Figure 3's, and Table 3's with λ = 0; their checkpoints are read. If most images still have the auxiliary
-class that the first weights gave them, the labels are those of a random network.
+β = 0.001 and λ = 0.2 are the paper's; these runs are Figure 3's, those with λ = 0 are Table 3's. The table is made from
+the checkpoints. If most images still have the auxiliary class that the first weights gave them, the labels are those of
+a random network. If an update favours the same class for all images of a primary class, it makes the labels alike.
 """
 
 import argparse
@@ -14,18 +16,36 @@ import sys
 
 import torch
 
+import maxl
 from experiments import pairs, trained
+from experiments.pairs import METHODS, Method
 from experiments.runner import drawing, report
 from experiments.runner.main import Experiment
 from harness.acceleration import select_device
 
-SHOWN = {method: pairs.METHODS[method] for method in ("maxl", "maxl0")}
+
+def at_rate(beta, weight, colour, style):
+    """MAXL with other β and λ, a Method."""
+    options = ("--label-learning-rate", f"{beta:g}", "--entropy-weight", f"{weight:g}")
+    return Method("model_vgg_maxl", f"β = {beta:g}, λ = {weight:g}", colour, style, options)
+
+
+SHOWN = {
+    "maxl": METHODS["maxl"]._replace(label="β = 0.001, λ = 0.2"),
+    "maxl0": METHODS["maxl0"]._replace(label="β = 0.001, λ = 0"),
+    "beta0.1-lambda0": at_rate(0.1, 0, "#009E73", ":"),
+    "beta1-lambda0.2": at_rate(1, 0.2, "#E69F00", (0, (5, 1))),
+    "beta1-lambda0.02": at_rate(1, 0.02, "#0072B2", "-."),
+    "beta1-lambda0": at_rate(1, 0, "#000000", "--"),
+}
 BATCH_SIZE = 100
 COLUMNS = {  # of the table: heading, and digits
     "entropy_at_start": ("entropy of a label: at the start", 3),
     "entropy": ("now", 3),
     "as_at_start": ("class as at the start (%)", 1),
     "both_crops": ("same class in two crops (%)", 1),
+    "favoured_alike": ("favoured class alike (%)", 1),
+    "favoured_predicted": ("favoured class predicted (%)", 1),
 }
 
 
@@ -54,9 +74,56 @@ def agreement(one, other):
     return 100 * (one.argmax(dim=1) == other.argmax(dim=1))[known].double().mean().item()
 
 
+class GivenLabels(torch.nn.Module):
+    """A label generator whose weights are the labels of one batch, so that its gradient is ∂L_pri(θ1⁺)/∂y."""
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels = torch.nn.Parameter(labels)
+
+    def forward(self, images, primary):
+        return self.labels
+
+
+def favoured(one, train, learning_rate):
+    """The auxiliary class to which a meta-gradient pushes each image's label most, and the one that θ1 predicts.
+
+    one: a Trained. train: a Split. learning_rate: α. The class is the one with the least ∂L_pri(θ1⁺)/∂y among those of
+    the image's primary class; predicted is the most probable among them. Returns int64 (N,) three times: primary class,
+    favoured, predicted, in the order of the batches.
+    """
+    network, level = one.network.train(), one.settings.primary_level
+    optimizer = torch.optim.SGD(network.parameters(), learning_rate)
+    loss = functools.partial(
+        maxl.multi_task_loss, gamma=one.settings.focal_gamma, auxiliary_weight=one.settings.auxiliary_weight
+    )
+    found = []
+    for images, targets in train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(0)):
+        primary = targets[:, level]
+        with torch.no_grad():
+            labels = one.label_generator.train()(images, primary)
+            logits = network(images)[1]
+        with maxl.exact_arithmetic(images.device):
+            (push,), _ = maxl.meta_gradient(
+                network, GivenLabels(labels), optimizer, images, primary, entropy_weight=None, loss=loss
+            )
+        others = ~one.label_generator.mask[primary]
+        favoured = push.masked_fill(others, math.inf).argmin(dim=1)
+        found.append((primary, favoured, logits.masked_fill(others, -math.inf).argmax(dim=1)))
+    return [torch.cat(each) for each in zip(*found)]
+
+
+def alike(primary, classes):
+    """Share in % of the images whose class is the most frequent one among the images of their primary class."""
+    counts = torch.zeros(int(primary.max()) + 1, int(classes.max()) + 1)
+    counts.index_put_((primary, classes), torch.ones(len(primary)), accumulate=True)
+    return 100 * counts.amax(dim=1).sum().item() / len(primary)
+
+
 def measure(run, task, settings, device):
     """The numbers of a RunOnDisk, the run of a Task, by the table's columns."""
     one, (train, _) = trained.load_trained(run, task, device), trained.load_data(run, settings.data_root, device)
+    primary, push, predicted = favoured(one, train, run.column("learning_rate")[-1])
     train.labels = torch.cat([train.labels, torch.arange(len(train), device=device)[:, None]], dim=1)
     first, last, level = one.first_label_generator, one.label_generator, one.settings.primary_level
     at_start, now = (generated(label_generator, train, level, seed=0) for label_generator in (first, last))
@@ -66,33 +133,80 @@ def measure(run, task, settings, device):
         "entropy": entropy(now),
         "as_at_start": agreement(at_start, now),
         "both_crops": agreement(now, other_crop),
+        "favoured_alike": alike(primary, push),
+        "favoured_predicted": 100 * (push == predicted).double().mean().item(),
     }
 
 
+PANELS = {  # label of the vertical axes: RunOnDisk -> its numbers over the epochs
+    "entropy of a label": lambda run: run.column("train_label_entropy"),
+    "classes used (%)": lambda run: [100 * share for share in run.column("train_auxiliary_classes_used")],
+    "test accuracy (%)": lambda run: run.accuracy,
+}
+
+
+def draw(runs, settings):
+    """A row of panels for each pair: the curves of PANELS, and at the end the classes as the first weights had them."""
+    figure, grid = drawing.grid_of(4 * len(settings.pairs), 4, (3.2, 2.9), (0.6, 1.3))
+    lines = {}
+    for pair, axes in zip(settings.pairs, grid.reshape(-1, 4)):
+        found = {method: list(runs.get((pair, method), {}).values()) for method in SHOWN}
+        for panel, (what, curve) in zip(axes, PANELS.items()):
+            for (method, shown), of_seeds in zip(SHOWN.items(), found.values()):
+                if of_seeds:
+                    curves = [curve(run) for run in of_seeds]
+                    lines[method] = drawing.draw_band(panel, curves, shown.label, shown.colour, shown.style)
+            panel.set(xlabel="epoch", ylabel=what)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        primary, auxiliary = map(int, pair.split("-"))
+        axes[0].axhline(math.log(auxiliary / primary), color="gray", linewidth=0.8)
+        axes[0].text(1, math.log(auxiliary / primary), "uniform", color="gray", fontsize=8, va="bottom")
+        axes[0].set_title(f"{primary} primary, {auxiliary} auxiliary classes", fontsize=10)
+        there = {method: of_seeds for method, of_seeds in found.items() if of_seeds}
+        for place, (method, of_seeds) in enumerate(there.items()):
+            values = [run.measured["as_at_start"] for run in of_seeds]
+            axes[3].scatter([place] * len(values), values, 26, color=SHOWN[method].colour, zorder=3)
+        names = [SHOWN[method].label.replace(", ", "\n") for method in there]
+        axes[3].set_xticks(range(len(names)), names, fontsize=6)
+        axes[3].set(ylabel="class as at the start (%)", ylim=(-4, 104), xlim=(-0.6, len(names) - 0.4))
+        for panel in axes:
+            panel.grid(alpha=0.3)
+    names = [SHOWN[method].label for method in SHOWN if method in lines]
+    lines = [lines[method] for method in SHOWN if method in lines]
+    figure.legend(lines, names, handlelength=3, loc="outside upper center", ncols=6, frameon=False)
+    return figure
+
+
 def make_report(settings):
-    """The entropy of a label over the epochs as a figure, and the table."""
+    """The figure, and the table as rows and as text."""
     device = select_device(argparse.Namespace(device="auto"))
-    runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds)
-    described = pairs.describe(runs)
-    figure = drawing.draw_curves(
-        runs, settings.pairs, SHOWN, "entropy of a label", lambda run: run.column("train_label_entropy")
-    )
-    drawing.caption(figure, f"{described}. {drawing.LINES}")
+    runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds, task)
+    described = report.describe(runs, lambda method: SHOWN[method].label)
     for (pair, method), found in runs.items():
         for seed, run in found.items():
-            run.measured = measure(run, pairs.task(method, pair, seed, settings.out), settings, device)
-    rows = pairs.table(runs, SHOWN, settings, report.measured(COLUMNS), unfinished=True)
-    columns = {heading: (name, digits) for name, (heading, digits) in COLUMNS.items()}
+            run.measured = measure(run, task(method, pair, seed, settings.out), settings, device)
+    columns = {"accuracy": lambda run: run.accuracy[-1]} | report.measured(COLUMNS)
+    rows = pairs.table(runs, SHOWN, settings, columns, unfinished=True)
+    figure = draw(runs, settings)
+    drawing.caption(figure, f"{described}. {drawing.LINES}")
+    columns = {"test accuracy (%)": ("accuracy", 2)} | {
+        heading: (name, digits) for name, (heading, digits) in COLUMNS.items()
+    }
     text = (
         "The label generator as its run left it, beside the weights it started with, on the training images, cropped "
         f"and mirrored as in training; mean ± standard deviation over n runs ({described}). Entropy of a label: the "
-        "mean of each image's own, in nats. Class: the most probable of an image's label.\n\n"
+        "mean of each image's own, in nats. Class: the most probable of an image's label. Favoured: the class to which "
+        "a meta-gradient (without λ) pushes an image's label most, among those of its primary class. Alike: share of "
+        "the images that have the most frequent favoured class of their primary class. Predicted: share for which the "
+        "multi-task network finds the favoured class the most probable one among them.\n\n"
     ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
     return figure, rows, text
 
 
+task = functools.partial(pairs.task, methods=SHOWN)
 experiment = Experiment(
-    "label_learning", __doc__, pairs.plan, make_report, functools.partial(pairs.add_pairs, default="20-100"),
+    "label_learning", __doc__, functools.partial(pairs.plan, task=task), make_report,
+    functools.partial(pairs.add_options, methods=SHOWN, default=["all"], pairs="20-100"),
     full={"pairs": ["20-100"], "methods": list(SHOWN), "seeds": pairs.SEEDS},
     quick={"pairs": ["20-100"], "seeds": [0]}, folder="figure3",
 )  # fmt: skip

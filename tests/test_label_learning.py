@@ -1,5 +1,7 @@
 """Label learning: on labels and weights that are known, and from tiny runs."""
 
+import argparse
+import copy
 import math
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 from conftest import TINY, run_script
 
 import create_dataset
+import maxl
 from experiments import label_learning
-from experiments.runner import report
+from experiments.trained import Trained
 
 NAN = math.nan
 pytestmark = pytest.mark.usefixtures("spared")
@@ -45,16 +48,80 @@ def test_each_label_is_its_images_own_and_those_of_a_smaller_last_batch_are_unkn
     assert known.sum() == 200 and torch.equal(labels[known].argmax(dim=1), torch.arange(250)[known])
 
 
+class Means(torch.nn.Module):
+    """A smooth trunk in float64: a weighted sum of the image's four quarters."""
+
+    feature_size = 6
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Linear(12, self.feature_size, dtype=torch.float64)
+
+    def forward(self, images):
+        return torch.tanh(self.weights(torch.nn.functional.adaptive_avg_pool2d(images.double(), 2).flatten(1)))
+
+
+def test_favoured_is_the_class_by_which_a_real_step_lowers_the_primary_loss_most(monkeypatch):
+    """By central differences of the primary loss after a plain step of gradient descent."""
+    torch.manual_seed(0)
+    psi, alpha, step, size = [2, 3, 2], 0.5, 1e-4, 8
+    network = maxl.Network(Means(), len(psi), sum(psi)).double()
+    label_generator = maxl.LabelGenerator(Means(), psi).double()
+    images = torch.randint(256, (size, 32, 32, 3), dtype=torch.uint8)
+    train = create_dataset.Split(images, torch.arange(size)[:, None] % len(psi))
+    monkeypatch.setattr(label_learning, "BATCH_SIZE", size)
+    settings = argparse.Namespace(primary_level=0, focal_gamma=2.0, auxiliary_weight=0.7)
+    primary, favoured, predicted = label_learning.favoured(
+        Trained(network, label_generator, None, settings), train, alpha
+    )
+
+    ((batch, targets),) = train.train_batches(size, torch.Generator().manual_seed(0))
+    assert torch.equal(primary, targets[:, 0])
+
+    def loss_after_a_step(labels):
+        other = copy.deepcopy(network)
+        first, second = (torch.log_softmax(logits, 1) for logits in other(batch))
+
+        def focal(log_p):
+            return -((1 - log_p.exp()) ** 2) * log_p
+
+        one = focal(first).gather(1, primary[:, None]).mean()
+        (one + 0.7 * (labels * focal(second)).sum(1).mean()).backward()
+        with torch.no_grad():
+            for weight in other.parameters():
+                weight -= alpha * weight.grad
+            return focal(torch.log_softmax(other(batch)[0], 1)).gather(1, primary[:, None]).mean()
+
+    with torch.no_grad():
+        labels, logits = label_generator(batch, primary), network(batch)[1]
+    for n in range(size):
+        own = range(sum(psi[: primary[n]]), sum(psi[: primary[n] + 1]))
+        slopes = {}
+        for k in own:
+            push = torch.zeros_like(labels)
+            push[n, k] = step
+            slopes[k] = (loss_after_a_step(labels + push) - loss_after_a_step(labels - push)).item()
+        assert favoured[n] == min(slopes, key=slopes.get)
+        assert predicted[n] == max(own, key=lambda k: logits[n, k])
+
+
+def test_alike_by_hand():
+    primary, classes = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([1, 1, 0, 2, 3, 3, 3])
+    assert label_learning.alike(primary, classes) == pytest.approx(100 * 5 / 7)
+
+
 def test_a_label_generator_that_learns_nothing_is_as_at_the_start(monkeypatch):
     """And one that learns at a great rate is not."""
     monkeypatch.setattr(label_learning, "BATCH_SIZE", 20)
-    tiny_run("maxl-20-100-seed0", "--label-learning-rate", "0")
-    tiny_run("maxl0-20-100-seed0", "--entropy-weight", "0", "--label-learning-rate", "3")
-    monkeypatch.setattr(report, "MAY_DIFFER", report.MAY_DIFFER | {"label_learning_rate"})
+    shown = {name: label_learning.at_rate(beta, 0, "k", "-") for name, beta in (("still", 0), ("moved", 3))}
+    monkeypatch.setattr(label_learning, "SHOWN", shown)
+    monkeypatch.setitem(label_learning.task.keywords, "methods", shown)
+    for name, method in shown.items():
+        tiny_run(f"{name}-20-100-seed0", *method.options)
     settings, _ = label_learning.experiment.parse(["--plot", "--out", "r", "--seeds", "0", "1"])
-    _, (still, moved), text = label_learning.make_report(settings)
-    assert (still["method"], moved["method"]) == ("MAXL", "MAXL (λ = 0)")
+    figure, (still, moved), text = label_learning.make_report(settings)
+    assert (still["method"], moved["method"]) == ("β = 0, λ = 0", "β = 3, λ = 0")
     assert float(still["as_at_start_mean"]) == 100 and still["entropy_mean"] == still["entropy_at_start_mean"]
     assert float(moved["as_at_start_mean"]) < 95 and moved["entropy_mean"] != moved["entropy_at_start_mean"]
     assert still["entropy_at_start_mean"] == moved["entropy_at_start_mean"]
-    assert "seed 1 not run" in text
+    assert "seed 1 not run" in text and len(figure.axes) == 4

@@ -139,7 +139,9 @@ def describe(runs, label=str):
     for (*_, method), found in runs.items():
         for run in found.values():
             statistics_of.setdefault(run.settings.get("test_statistics"), {})[label(method)] = None
-    words += [f"{', '.join(names)} tested with {name} statistics" for name, names in statistics_of.items()]
+    for name, names in statistics_of.items():
+        who = f"{', '.join(names)} " if len(statistics_of) > 1 else ""
+        words.append(f"{who}tested with {name} statistics")
     return "; ".join(words)
 
 
