@@ -63,32 +63,22 @@ def draw_dots(figure, runs, settings, methods):
 
     The same runs tested with settled statistics, in the folder settled/ of settings.out, stand beside the others.
     """
-    (pair,), (_, axes), names, markers = settings.pairs, figure.axes, [], {}
+    (pair,), (_, axes), columns = settings.pairs, figure.axes, {}
     width = 0.62 * len(methods)
     figure.set_figwidth(4.2 + width)
     axes.get_gridspec().set_width_ratios([3.4, width])
-    for place, method in enumerate(methods):
-        colour, label = METHODS[method].colour, METHODS[method].label.replace(" (", "\n(")
+    for method in methods:
         tasks = [pairs.task(method, pair, seed, settings.out / "settled") for seed in settings.seeds]
         repeated = {task.name: run for task in tasks if (run := report.run_of(task))}
         report.check_alike(runs | {(pair, f"{method}, settled"): repeated})
-        groups = [group for group in (runs.get((pair, method), {}), repeated) if report.finals(group)]
-        for group, shift in zip(groups, (-0.2, 0.2) if len(groups) == 2 else (0,)):
-            finals = list(report.finals(group).values())
-            tested = next(iter(group.values())).settings.get("test_statistics", "running")
-            marker = "D" if tested == "settled" else "o"
-            dots = axes.scatter([place + shift] * len(finals), finals, 26, color=colour, marker=marker, zorder=3)
-            if tested == "settled":
-                dots.set_facecolor("white")
-            markers.setdefault(f"{tested} statistics", dots)
-            if len(finals) > 1:
-                axes.plot([place + shift - 0.3, place + shift + 0.3], 2 * [statistics.fmean(finals)], color=colour)
-        names.append(f"{label}\nn = {' + '.join(str(len(report.finals(group))) for group in groups) or 0}")
-    axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set(ylabel="test accuracy (%)", xlim=(-0.6, len(names) - 0.4))
+        column = columns[METHODS[method].label.replace(" (", "\n(")] = []
+        for group in (runs.get((pair, method), {}), repeated):
+            if finals := list(report.finals(group).values()):
+                tested = next(iter(group.values())).settings.get("test_statistics", "running")
+                column.append((METHODS[method].colour, f"{tested} statistics", finals, tested != "settled"))
+    drawing.draw_dots(axes, columns)
+    axes.set(ylabel="test accuracy (%)")
     axes.set_title("final epoch, a dot for each seed", fontsize=10)
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(markers.values(), markers, title="BatchNorm in the test", fontsize=8, title_fontsize=8)
 
 
 def make_report(settings):

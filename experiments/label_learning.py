@@ -157,20 +157,19 @@ def draw(runs, settings):
                     curves = [curve(run) for run in of_seeds]
                     lines[method] = drawing.draw_band(panel, curves, shown.label, shown.colour, shown.style)
             panel.set(xlabel="epoch", ylabel=what)
+            panel.grid(alpha=0.3)
             panel.xaxis.get_major_locator().set_params(integer=True)
         primary, auxiliary = map(int, pair.split("-"))
         axes[0].axhline(math.log(auxiliary / primary), color="gray", linewidth=0.8)
         axes[0].text(1, math.log(auxiliary / primary), "uniform", color="gray", fontsize=8, va="bottom")
         axes[0].set_title(f"{primary} primary, {auxiliary} auxiliary classes", fontsize=10)
-        there = {method: of_seeds for method, of_seeds in found.items() if of_seeds}
-        for place, (method, of_seeds) in enumerate(there.items()):
-            values = [run.measured["as_at_start"] for run in of_seeds]
-            axes[3].scatter([place] * len(values), values, 26, color=SHOWN[method].colour, zorder=3)
-        names = [SHOWN[method].label.replace(", ", "\n") for method in there]
-        axes[3].set_xticks(range(len(names)), names, fontsize=6)
-        axes[3].set(ylabel="class as at the start (%)", ylim=(-4, 104), xlim=(-0.6, len(names) - 0.4))
-        for panel in axes:
-            panel.grid(alpha=0.3)
+        drawing.draw_dots(axes[3], {
+            SHOWN[method].label.replace(", ", "\n"): [
+                (SHOWN[method].colour, "", [run.measured["as_at_start"] for run in of_seeds], True)
+            ]
+            for method, of_seeds in found.items() if of_seeds
+        })  # fmt: skip
+        axes[3].set(ylabel="class as at the start (%)", ylim=(-4, 104))
     names = [SHOWN[method].label for method in SHOWN if method in lines]
     lines = [lines[method] for method in SHOWN if method in lines]
     figure.legend(lines, names, handlelength=3, loc="outside upper center", ncols=6, frameon=False)

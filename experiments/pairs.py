@@ -69,9 +69,9 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
     """
     chosen, (primary, auxiliary) = methods[method], PAIRS[pair]
     own = ["--primary-level", str(primary)]
-    if method == "human":
+    if chosen.script == "model_vgg_human":
         own += ["--auxiliary-level", str(auxiliary)]
-    elif method != "single":
+    elif chosen.script != "model_vgg_single":
         # the seed says which classes get the larger shares, the same for all methods
         psi = create_dataset.balanced_psi(*map(int, pair.split("-")), seed=seed)
         own += ["--psi", ",".join(map(str, psi))]
@@ -79,7 +79,7 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
     scripts = [each.script for each in methods.values()]
     options = shared_options([*DEFAULTS, *options], chosen.script, scripts)
     # Single has no auxiliary task, so it stands once for all pairs of a primary level
-    name = f"{method}-{pair.split('-')[0] if method == 'single' else pair}-seed{seed}"
+    name = f"{method}-{pair.split('-')[0] if chosen.script == 'model_vgg_single' else pair}-seed{seed}"
     return Task(name, method, chosen.script, tuple(own), root, options)
 
 
@@ -91,7 +91,7 @@ def plan(settings, options=(), task=task):
         for seed in settings.seeds
         for pair in sorted(settings.pairs, key=lambda pair: pair != "20-100")
         for method in methods
-        if method != "human" or PAIRS[pair][1] is not None
+        if not method.startswith("human") or PAIRS[pair][1] is not None
     ]
 
 

@@ -14,7 +14,7 @@ from harness import exits
 
 SHOWS = {  # in its table, so many lines of runs that all are there
     "figure3": 10, "figure4": 4, "figure5": 6, "figure6": 21, "figure7": 4, "table3": 2, "appendix_e": 7,
-    "label_learning": 6,
+    "label_learning": 6, "loss_or_labels": 8,
 }  # fmt: skip
 
 

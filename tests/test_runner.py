@@ -17,7 +17,7 @@ from running import FEW, children, needs_proc, plan, runner, wait_for
 
 import create_dataset
 import model_vgg_maxl
-from experiments import appendix_e, figure3, figure4, figure5, figure6, label_learning, pairs, table1, table3
+from experiments import appendix_e, figure3, figure4, figure5, figure6, label_learning, loss_or_labels, pairs, table1, table3
 from experiments.methods.variations import VARIANTS
 from experiments.runner import cluster, here, progress
 from harness import exits, files
@@ -56,10 +56,11 @@ def test_figure_3_is_81_runs_with_the_papers_settings():
 
 def test_the_other_plans_are_figure_3s_runs():
     whole = {name: vars(task.settings) for name, task in tasks(figure3).items()}
-    for module, count in ((figure4, 36), (figure5, 18), (figure6, 3), (table3, 36), (label_learning, 18)):
+    counts = {figure4: 36, figure5: 18, figure6: 3, table3: 36, label_learning: 18, loss_or_labels: 48}
+    for module, count in counts.items():
         found = tasks(module)
         assert len(found) == count
-        shared = [name for name in found if not name.startswith(("maxl0", "beta"))]
+        shared = found.keys() & whole.keys()
         assert shared and all(vars(found[name].settings) == whole[name] for name in shared)
     with_it, without = (vars(task.settings) for task in tasks(table3, "--pairs", "10-20", "--seeds", "0").values())
     assert {name for name in with_it if with_it[name] != without[name]} == {"entropy_weight", "out"}

@@ -75,3 +75,26 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=
     legend = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}
     figure.legend([shown[label] for label in ordered], ordered, handlelength=3, **legend)
     return figure
+
+
+def draw_dots(axes, columns):
+    """A column of dots for each label, a dot for each number, a line for the mean of several, and n below.
+
+    columns: {label: [(colour, kind, numbers, whether the dots are filled), ...]}, two kinds at most, side by side.
+    A legend names the kinds, unless they are "".
+    """
+    names, kinds = [], {}
+    for place, (label, groups) in enumerate(columns.items()):
+        groups = [group for group in groups if group[2]]
+        for (colour, kind, numbers, filled), shift in zip(groups, (-0.2, 0.2) if len(groups) == 2 else (0,)):
+            dots = axes.scatter([place + shift] * len(numbers), numbers, 26, color=colour, zorder=3,
+                                marker="o" if filled else "D", facecolor=colour if filled else "white")  # fmt: skip
+            kinds.setdefault(kind, dots)
+            if len(numbers) > 1:
+                axes.plot([place + shift - 0.3, place + shift + 0.3], 2 * [mean_and_spread(numbers)[0]], color=colour)
+        names.append(f"{label}\nn = {' + '.join(str(len(group[2])) for group in groups) or 0}")
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.grid(axis="y", alpha=0.3)
+    if any(kinds):
+        axes.legend(kinds.values(), kinds, fontsize=8)
