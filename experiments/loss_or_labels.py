@@ -28,7 +28,7 @@ SHOWN = {name: METHODS[name] for name in COMPARED} | {
 
 def draw(runs, settings):
     """A panel for each pair, in it a column of dots for each method: γ = 2 filled, γ = 0 hollow."""
-    figure, grid = drawing.grid_of(len(settings.pairs), 2, (3.6, 3.2), (0.6, 1.0))
+    figure, grid = drawing.grid_of(len(settings.pairs), min(2, len(settings.pairs)), (3.6, 3.2), (0.6, 1.0))
     for pair, axes in zip(settings.pairs, grid):
         columns = {}
         for name in COMPARED:
