@@ -6,7 +6,7 @@
 
 β = 0.001 and λ = 0.2 are the paper's; these runs are Figure 3's, those with λ = 0 are Table 3's. The table is made from
 the checkpoints. If most images still have the auxiliary class that the first weights gave them, the labels are those of
-a random network. If an update favours the same class for all images of a primary class, it makes the labels alike.
+a random network. The label generator can learn of an image only what the meta-gradient says again in another batch.
 """
 
 import argparse
@@ -44,8 +44,8 @@ COLUMNS = {  # of the table: heading, and digits
     "entropy": ("now", 3),
     "as_at_start": ("class as at the start (%)", 1),
     "both_crops": ("same class in two crops (%)", 1),
-    "favoured_alike": ("favoured class alike (%)", 1),
-    "favoured_predicted": ("favoured class predicted (%)", 1),
+    "repeated_mean": ("push repeated: mean of a primary class", 3),
+    "repeated_rest": ("an image's own", 3),
 }
 
 
@@ -85,56 +85,60 @@ class GivenLabels(torch.nn.Module):
         return self.labels
 
 
-def favoured(one, train, learning_rate):
-    """The auxiliary class to which a meta-gradient pushes each image's label most, and the one that θ1 predicts.
+def pushes(one, train, learning_rate, seed):
+    """Where a meta-gradient pushes the label of each training image, cropped and mirrored from `seed`: (N, sum(psi)).
 
-    one: a Trained. train: a Split. learning_rate: α. The class is the one with the least ∂L_pri(θ1⁺)/∂y among those of
-    the image's primary class; predicted is the most probable among them. Returns int64 (N,) three times: primary class,
-    favoured, predicted, in the order of the batches.
+    −∂L_pri(θ1⁺)/∂y of a Trained on batches of the Split, less its mean over the classes of the image's primary class
+    (which a label cannot follow), 0 on all other classes. learning_rate: α. Images as in `generated`.
     """
-    network, level = one.network.train(), one.settings.primary_level
+    network, label_generator, level = one.network.train(), one.label_generator.train(), one.settings.primary_level
     optimizer = torch.optim.SGD(network.parameters(), learning_rate)
     loss = functools.partial(
         maxl.multi_task_loss, gamma=one.settings.focal_gamma, auxiliary_weight=one.settings.auxiliary_weight
     )
-    found = []
-    for images, targets in train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(0)):
+    pushes = torch.full((len(train), len(label_generator.mask[0])), math.nan, device=train.labels.device)
+    for images, targets in train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(seed)):
         primary = targets[:, level]
         with torch.no_grad():
-            labels = one.label_generator.train()(images, primary)
-            logits = network(images)[1]
+            labels = label_generator(images, primary)
         with maxl.exact_arithmetic(images.device):
-            (push,), _ = maxl.meta_gradient(
+            (gradient,), _ = maxl.meta_gradient(
                 network, GivenLabels(labels), optimizer, images, primary, entropy_weight=None, loss=loss
             )
-        others = ~one.label_generator.mask[primary]
-        favoured = push.masked_fill(others, math.inf).argmin(dim=1)
-        found.append((primary, favoured, logits.masked_fill(others, -math.inf).argmax(dim=1)))
-    return [torch.cat(each) for each in zip(*found)]
+        own = label_generator.mask[primary].to(gradient.dtype)
+        mean = (gradient * own).sum(dim=1, keepdim=True) / own.sum(dim=1, keepdim=True)
+        pushes[targets[:, -1]] = (own * (mean - gradient)).to(pushes.dtype)
+    return pushes
 
 
-def alike(primary, classes):
-    """Share in % of the images whose class is the most frequent one among the images of their primary class."""
-    counts = torch.zeros(int(primary.max()) + 1, int(classes.max()) + 1)
-    counts.index_put_((primary, classes), torch.ones(len(primary)), accumulate=True)
-    return 100 * counts.amax(dim=1).sum().item() / len(primary)
+def repeated(one, other, primary):
+    """Correlations of two measurements of the pushes (N, K): of the means of the primary classes, and of the rest."""
+    known = ~(one + other).isnan().any(dim=1)
+    primary = primary[known]
+    members = torch.nn.functional.one_hot(primary).double()
+    means, rests = [], []
+    for pushes in (one[known].double(), other[known].double()):
+        means.append(members.T @ pushes / members.sum(dim=0)[:, None].clamp_min(1))
+        rests.append(pushes - means[-1][primary])
+    return tuple(((a * b).sum() / (a.norm() * b.norm())).item() for a, b in (means, rests))
 
 
 def measure(run, task, settings, device):
     """The numbers of a RunOnDisk, the run of a Task, by the table's columns."""
     one, (train, _) = trained.load_trained(run, task, device), trained.load_data(run, settings.data_root, device)
-    primary, push, predicted = favoured(one, train, run.column("learning_rate")[-1])
     train.labels = torch.cat([train.labels, torch.arange(len(train), device=device)[:, None]], dim=1)
     first, last, level = one.first_label_generator, one.label_generator, one.settings.primary_level
     at_start, now = (generated(label_generator, train, level, seed=0) for label_generator in (first, last))
     other_crop = generated(last, train, level, seed=1)
+    rate = run.column("learning_rate")[-1]
+    mean, rest = repeated(*(pushes(one, train, rate, seed) for seed in (0, 1)), train.labels[:, level])
     return {
         "entropy_at_start": entropy(at_start),
         "entropy": entropy(now),
         "as_at_start": agreement(at_start, now),
         "both_crops": agreement(now, other_crop),
-        "favoured_alike": alike(primary, push),
-        "favoured_predicted": 100 * (push == predicted).double().mean().item(),
+        "repeated_mean": mean,
+        "repeated_rest": rest,
     }
 
 
@@ -194,10 +198,10 @@ def make_report(settings):
     text = (
         "The label generator as its run left it, beside the weights it started with, on the training images, cropped "
         f"and mirrored as in training; mean ± standard deviation over n runs ({described}). Entropy of a label: the "
-        "mean of each image's own, in nats. Class: the most probable of an image's label. Favoured: the class to which "
-        "a meta-gradient (without λ) pushes an image's label most, among those of its primary class. Alike: share of "
-        "the images that have the most frequent favoured class of their primary class. Predicted: share for which the "
-        "multi-task network finds the favoured class the most probable one among them.\n\n"
+        "mean of each image's own, in nats. Class: the most probable of an image's label. Push: minus the gradient of "
+        "the primary loss after the step with respect to an image's label. It was measured twice, on other batches and "
+        "crops. Repeated: the correlation of both measurements, of the mean push of each primary class, and of what is "
+        "left of each image's own.\n\n"
     ) + report.rows_as_markdown(rows, pairs.HEAD | columns | {"n": "n", "missing": "missing"})
     return figure, rows, text
 

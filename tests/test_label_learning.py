@@ -61,22 +61,21 @@ class Means(torch.nn.Module):
         return torch.tanh(self.weights(torch.nn.functional.adaptive_avg_pool2d(images.double(), 2).flatten(1)))
 
 
-def test_favoured_is_the_class_by_which_a_real_step_lowers_the_primary_loss_most(monkeypatch):
+def test_a_push_is_how_a_real_step_on_other_labels_lowers_the_primary_loss(monkeypatch):
     """By central differences of the primary loss after a plain step of gradient descent."""
     torch.manual_seed(0)
     psi, alpha, step, size = [2, 3, 2], 0.5, 1e-4, 8
     network = maxl.Network(Means(), len(psi), sum(psi)).double()
     label_generator = maxl.LabelGenerator(Means(), psi).double()
     images = torch.randint(256, (size, 32, 32, 3), dtype=torch.uint8)
-    train = create_dataset.Split(images, torch.arange(size)[:, None] % len(psi))
+    numbers = torch.arange(size)
+    train = create_dataset.Split(images, torch.stack([numbers % len(psi), numbers], dim=1))
     monkeypatch.setattr(label_learning, "BATCH_SIZE", size)
     settings = argparse.Namespace(primary_level=0, focal_gamma=2.0, auxiliary_weight=0.7)
-    primary, favoured, predicted = label_learning.favoured(
-        Trained(network, label_generator, None, settings), train, alpha
-    )
+    pushes = label_learning.pushes(Trained(network, label_generator, None, settings), train, alpha, seed=3)
 
-    ((batch, targets),) = train.train_batches(size, torch.Generator().manual_seed(0))
-    assert torch.equal(primary, targets[:, 0])
+    ((batch, targets),) = train.train_batches(size, torch.Generator().manual_seed(3))
+    primary = targets[:, 0]
 
     def loss_after_a_step(labels):
         other = copy.deepcopy(network)
@@ -93,21 +92,33 @@ def test_favoured_is_the_class_by_which_a_real_step_lowers_the_primary_loss_most
             return focal(torch.log_softmax(other(batch)[0], 1)).gather(1, primary[:, None]).mean()
 
     with torch.no_grad():
-        labels, logits = label_generator(batch, primary), network(batch)[1]
+        labels = label_generator(batch, primary)
     for n in range(size):
-        own = range(sum(psi[: primary[n]]), sum(psi[: primary[n] + 1]))
-        slopes = {}
-        for k in own:
-            push = torch.zeros_like(labels)
-            push[n, k] = step
-            slopes[k] = (loss_after_a_step(labels + push) - loss_after_a_step(labels - push)).item()
-        assert favoured[n] == min(slopes, key=slopes.get)
-        assert predicted[n] == max(own, key=lambda k: logits[n, k])
+        expected = torch.zeros(sum(psi), dtype=torch.float64)
+        own = slice(sum(psi[: primary[n]]), sum(psi[: primary[n] + 1]))
+        for k in range(own.start, own.stop):
+            change = torch.zeros_like(labels)
+            change[n, k] = step
+            difference = loss_after_a_step(labels + change) - loss_after_a_step(labels - change)
+            expected[k] = -difference.item() / (2 * step)
+        expected[own] -= expected[own].mean()
+        assert torch.allclose(pushes[targets[n, 1]].double(), expected, rtol=1e-4, atol=1e-9)
 
 
-def test_alike_by_hand():
-    primary, classes = torch.tensor([0, 0, 0, 1, 1, 1, 1]), torch.tensor([1, 1, 0, 2, 3, 3, 3])
-    assert label_learning.alike(primary, classes) == pytest.approx(100 * 5 / 7)
+def test_repeated_tells_what_is_the_same_for_a_class_from_what_is_the_same_for_an_image():
+    """Pushes of a class's part, an image's part and noise, of known variances."""
+    torch.manual_seed(0)
+    primary = torch.arange(20_000) % 50
+    of_class, of_image = torch.randn(50, 8), torch.randn(20_000, 8)
+
+    def measured(image):
+        return of_class[primary] + image * of_image + torch.randn(20_000, 8)
+
+    mean, rest = label_learning.repeated(measured(0), measured(0), primary)
+    assert mean == pytest.approx(1, abs=0.01) and rest == pytest.approx(0, abs=0.01)
+    one, other = measured(1), measured(1)
+    one[3] = other[5] = NAN
+    assert label_learning.repeated(one, other, primary)[1] == pytest.approx(1 / 2, abs=0.01)
 
 
 def test_a_label_generator_that_learns_nothing_is_as_at_the_start(monkeypatch):
