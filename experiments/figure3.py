@@ -85,7 +85,7 @@ def make_report(settings):
     """The figure, and the table as rows and as text; what was not run is shown as such."""
     runs = pairs.read_runs(settings.out, METHODS, settings.pairs, settings.seeds)
     there = {method for _, method in runs}
-    methods = [method for method in METHODS if method in FIVE or method in there]
+    methods = [method for method in METHODS if method in settings.methods or method in there]
     rows, described = table(runs, methods, settings), pairs.describe(runs)
     shown = {method: METHODS[method] for method in methods}
     dots = functools.partial(draw_dots, runs=runs, settings=settings, methods=methods)

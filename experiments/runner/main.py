@@ -79,7 +79,8 @@ class Experiment:
 
     def main(self, argv=None):
         settings, options = self.parse(argv)
-        if self.needs_scikit_learn and importlib.util.find_spec("sklearn") is None:
+        draws = not (settings.dry_run or settings.status)
+        if draws and self.needs_scikit_learn and importlib.util.find_spec("sklearn") is None:
             raise InputError(f"{self.name} needs the package scikit-learn: pip install scikit-learn")
         if settings.plot:
             if options:  # they change nothing that is there, but what no run knows is said

@@ -45,6 +45,8 @@ def estimate(task):
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             arguments = [*task.arguments, *(f"--{name}={value}" for name, value in small.items())]
             code = run_main(task.script_module.main, arguments)
+        if code in (130, 143):  # Ctrl-C and signals end the whole estimate
+            raise KeyboardInterrupt if code == 130 else SystemExit(code)
         if code:
             raise InputError(f"{task.method} could not be measured: {said.getvalue().splitlines()[-1]}")
         row = read_curves(Path(folder) / "run")[-1]
