@@ -189,7 +189,7 @@ def make_report(settings):
         for seed, run in found.items():
             run.measured = measure(run, task(method, pair, seed, settings.out), settings, device)
     columns = {"accuracy": lambda run: run.accuracy[-1]} | report.measured(COLUMNS)
-    rows = pairs.table(runs, SHOWN, settings, columns, unfinished=True)
+    rows = [row for row in pairs.table(runs, SHOWN, settings, columns, unfinished=True) if row["begun"]]
     figure = draw(runs, settings)
     drawing.caption(figure, f"{described}. {drawing.LINES}")
     columns = {"test accuracy (%)": ("accuracy", 2)} | {

@@ -46,7 +46,7 @@ def make_report(settings):
     runs = pairs.read_runs(settings.out, SHOWN, settings.pairs, settings.seeds, task)
     described = report.describe(runs, lambda method: SHOWN[method].label)
     columns = {"accuracy": lambda run: run.accuracy[-1], "train": lambda run: 100 * run.rows[-1][TRAIN]}
-    rows = pairs.table(runs, SHOWN, settings, columns)
+    rows = [row for row in pairs.table(runs, SHOWN, settings, columns) if row["begun"]]
     figure = draw(runs, settings)
     drawing.caption(figure, f"{described}. A dot for each seed, a line for the mean.")
     columns = {"test accuracy (%)": ("accuracy", 2), "training accuracy (%)": ("train", 2)}
