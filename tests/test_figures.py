@@ -49,6 +49,8 @@ def test_figure_3s_table_has_the_known_means_and_says_what_is_missing():
     ):
         assert any(line.startswith(f"| 20 → 100 | {start}") for line in lines), start
     assert any("seed 0 at epoch 2 of 3, seed 1 not run, seed 2 not run" in line for line in lines)
+    _, lines = draw(figure3, "--pairs", "20-100", "--methods", "single", "uniform")  # those asked for, and those there
+    assert [line.split(" | ")[1] for line in lines[-5:]] == ["Single", "Random", "Human", "MAXL", "Uniform"]
 
 
 def test_a_part_is_drawn_under_a_name_of_its_own_and_says_what_it_shows():
