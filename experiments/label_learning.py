@@ -1,12 +1,12 @@
 """Label learning: what MAXL's label generator learns, by its learning rate β and the weight λ of the entropy loss.
 
-    python -m experiments.label_learning                             # run what is missing, then draw
+    python -m experiments.label_learning                                     # run what is missing, then draw
     python -m experiments.label_learning --methods beta1-lambda0 --seeds 0   # a part of it
-    python -m experiments.label_learning --quick                     # small runs on generated images
+    python -m experiments.label_learning --quick                             # small runs on generated images
 
 β = 0.001 and λ = 0.2 are the paper's; these runs are Figure 3's, those with λ = 0 are Table 3's. The table is made from
 the checkpoints. If most images still have the auxiliary class that the first weights gave them, the labels are those of
-a random network. The label generator can learn of an image only what the meta-gradient says again in another batch.
+a random network. The push of a meta-gradient on the labels is measured twice: how much is the same in another batch?
 """
 
 import argparse
@@ -85,29 +85,27 @@ class GivenLabels(torch.nn.Module):
         return self.labels
 
 
-def pushes(one, train, learning_rate, seed):
-    """Where a meta-gradient pushes the label of each training image, cropped and mirrored from `seed`: (N, sum(psi)).
+def pushes(one, labels, train, learning_rate, seed):
+    """Where a meta-gradient pushes each training image's label: float (N, sum(psi)).
 
-    −∂L_pri(θ1⁺)/∂y of a Trained on batches of the Split, less its mean over the classes of the image's primary class
-    (which a label cannot follow), 0 on all other classes. learning_rate: α. Images as in `generated`.
+    −∂L_pri(θ1⁺)/∂y of a Trained, less its mean over the classes of the image's primary class (which a label cannot
+    follow), 0 on all other classes. labels: `generated` from the same `train` and `seed`. learning_rate: α.
     """
-    network, label_generator, level = one.network.train(), one.label_generator.train(), one.settings.primary_level
+    network, mask, level = one.network.train(), one.label_generator.mask, one.settings.primary_level
     optimizer = torch.optim.SGD(network.parameters(), learning_rate)
     loss = functools.partial(
         maxl.multi_task_loss, gamma=one.settings.focal_gamma, auxiliary_weight=one.settings.auxiliary_weight
     )
-    pushes = torch.full((len(train), len(label_generator.mask[0])), math.nan, device=train.labels.device)
+    pushes = torch.full_like(labels, math.nan)
     for images, targets in train.train_batches(BATCH_SIZE, torch.Generator().manual_seed(seed)):
-        primary = targets[:, level]
-        with torch.no_grad():
-            labels = label_generator(images, primary)
+        primary, numbers = targets[:, level], targets[:, -1]
         with maxl.exact_arithmetic(images.device):
             (gradient,), _ = maxl.meta_gradient(
-                network, GivenLabels(labels), optimizer, images, primary, entropy_weight=None, loss=loss
+                network, GivenLabels(labels[numbers]), optimizer, images, primary, entropy_weight=None, loss=loss
             )
-        own = label_generator.mask[primary].to(gradient.dtype)
+        own = mask[primary].to(gradient.dtype)
         mean = (gradient * own).sum(dim=1, keepdim=True) / own.sum(dim=1, keepdim=True)
-        pushes[targets[:, -1]] = (own * (mean - gradient)).to(pushes.dtype)
+        pushes[numbers] = own * (mean - gradient)
     return pushes
 
 
@@ -131,7 +129,8 @@ def measure(run, task, settings, device):
     at_start, now = (generated(label_generator, train, level, seed=0) for label_generator in (first, last))
     other_crop = generated(last, train, level, seed=1)
     rate = run.column("learning_rate")[-1]
-    mean, rest = repeated(*(pushes(one, train, rate, seed) for seed in (0, 1)), train.labels[:, level])
+    measured = (pushes(one, labels, train, rate, seed) for seed, labels in enumerate((now, other_crop)))
+    mean, rest = repeated(*measured, train.labels[:, level])
     return {
         "entropy_at_start": entropy(at_start),
         "entropy": entropy(now),
@@ -174,9 +173,7 @@ def draw(runs, settings):
             for method, of_seeds in found.items() if of_seeds
         })  # fmt: skip
         axes[3].set(ylabel="class as at the start (%)", ylim=(-4, 104))
-    names = [SHOWN[method].label for method in SHOWN if method in lines]
-    lines = [lines[method] for method in SHOWN if method in lines]
-    figure.legend(lines, names, handlelength=3, loc="outside upper center", ncols=6, frameon=False)
+    drawing.legend(figure, SHOWN, lines)
     return figure
 
 

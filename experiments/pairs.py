@@ -21,13 +21,13 @@ class Method(NamedTuple):
     options: tuple = ()  # that make it this method
 
 
-CONTROLS = "experiments.methods.controls"
+SINGLE, HUMAN, CONTROLS = "model_vgg_single", "model_vgg_human", "experiments.methods.controls"
 # Okabe and Ito's colours, told apart by the colour-blind; with the line styles also in a grey print
 METHODS = {
-    "single": Method("model_vgg_single", "Single", "#000000", "--"),
+    "single": Method(SINGLE, "Single", "#000000", "--"),
     "random": Method("experiments.methods.random_labels", "Random", "#E69F00", "-."),
     "kmeans": Method("experiments.methods.kmeans", "K-Means", "#009E73", ":"),
-    "human": Method("model_vgg_human", "Human", "#0072B2", (0, (5, 1))),
+    "human": Method(HUMAN, "Human", "#0072B2", (0, (5, 1))),
     "maxl": Method("model_vgg_maxl", "MAXL", "#D55E00", "-"),
     # not in Figure 3 of the paper: controls, and the other half of Table 3
     "uniform": Method(CONTROLS, "Uniform", "#CC79A7", (0, (1, 1)), ("--control", "uniform")),
@@ -69,9 +69,9 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
     """
     chosen, (primary, auxiliary) = methods[method], PAIRS[pair]
     own = ["--primary-level", str(primary)]
-    if chosen.script == "model_vgg_human":
+    if chosen.script == HUMAN:
         own += ["--auxiliary-level", str(auxiliary)]
-    elif chosen.script != "model_vgg_single":
+    elif chosen.script != SINGLE:
         # the seed says which classes get the larger shares, the same for all methods
         psi = create_dataset.balanced_psi(*map(int, pair.split("-")), seed=seed)
         own += ["--psi", ",".join(map(str, psi))]
@@ -79,7 +79,7 @@ def task(method, pair, seed, root, options=(), methods=METHODS):
     scripts = [each.script for each in methods.values()]
     options = shared_options([*DEFAULTS, *options], chosen.script, scripts)
     # Single has no auxiliary task, so it stands once for all pairs of a primary level
-    name = f"{method}-{pair.split('-')[0] if chosen.script == 'model_vgg_single' else pair}-seed{seed}"
+    name = f"{method}-{pair.split('-')[0] if chosen.script == SINGLE else pair}-seed{seed}"
     return Task(name, method, chosen.script, tuple(own), root, options)
 
 
@@ -87,11 +87,11 @@ def plan(settings, options=(), task=task):
     """The runs of settings.methods, .pairs and .seeds: seed by seed, 20-100 first as the paper's main case."""
     methods = sorted(settings.methods, key=lambda method: ORDER.index(method) if method in ORDER else len(ORDER))
     return [
-        task(method, pair, seed, settings.out, options)
+        one
         for seed in settings.seeds
         for pair in sorted(settings.pairs, key=lambda pair: pair != "20-100")
         for method in methods
-        if not method.startswith("human") or PAIRS[pair][1] is not None
+        if (one := task(method, pair, seed, settings.out, options)).script != HUMAN or PAIRS[pair][1] is not None
     ]
 
 

@@ -62,7 +62,7 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=
         for name, method in methods.items():
             curves = list(filter(None, map(curve, runs.get((pair, name), {}).values())))
             if curves:
-                shown[method.label] = draw_band(axes, curves, method.label, method.colour, method.style, over[1])
+                shown[name] = draw_band(axes, curves, method.label, method.colour, method.style, over[1])
         if not axes.lines:
             axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
         axes.set(xlabel=over[0], ylabel=what)
@@ -70,11 +70,16 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=
         axes.xaxis.get_major_locator().set_params(integer=True)
     if second:
         second(figure)
-    ordered = [method.label for method in methods.values() if method.label in shown]
-    inches = 0.85 + 0.075 * max(map(len, ordered), default=0)  # of a label with its line
-    legend = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}
-    figure.legend([shown[label] for label in ordered], ordered, handlelength=3, **legend)
+    legend(figure, methods, shown)
     return figure
+
+
+def legend(figure, methods, lines):
+    """Name above the panels the methods, {name: Method}, that have one of the lines, {name: line}."""
+    labels = [method.label for name, method in methods.items() if name in lines]
+    inches = 0.85 + 0.075 * max(map(len, labels), default=0)  # of a label with its line
+    place = {"loc": "outside upper center", "ncols": int(figure.get_figwidth() / inches), "frameon": False}
+    figure.legend([lines[name] for name in methods if name in lines], labels, handlelength=3, **place)
 
 
 def draw_dots(axes, columns):

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from harness.curves import read_curves, row_seconds
-from harness.exits import InputError, run_main
 
 BATCHES = 5  # of a pass over the training data, for an estimate
 
@@ -41,14 +40,9 @@ def estimate(task):
         small = {"dataset": "synthetic", "train-images": few, "epochs": 1 + torch.cuda.is_available()}
         small |= {"out": f"{folder}/run", "max-minutes": 1e6}
         small |= {"cosine-every": 0} if "cosine_every" in settings else {}
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            arguments = [*task.arguments, *(f"--{name}={value}" for name, value in small.items())]
-            code = run_main(task.script_module.main, arguments)
-        if code in (130, 143):  # Ctrl-C and signals end the whole estimate
-            raise KeyboardInterrupt if code == 130 else SystemExit(code)
-        if code:
-            raise InputError(f"{task.method} could not be measured: {said.getvalue().splitlines()[-1]}")
+        arguments = [*task.arguments, *(f"--{name}={value}" for name, value in small.items())]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            task.script_module.main(arguments)
         row = read_curves(Path(folder) / "run")[-1]
     train_images, test_images = settings.train_images or sizes[settings.dataset][0], sizes[settings.dataset][1]
     passes = row["seconds_train"] + row.get("seconds_meta", 0.0)
