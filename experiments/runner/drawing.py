@@ -102,4 +102,6 @@ def draw_dots(axes, columns):
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", alpha=0.3)
     if any(kinds):
-        axes.legend(kinds.values(), kinds, fontsize=8)
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high + 0.15 * (high - low))  # room, or the legend would cover dots
+        axes.legend(kinds.values(), kinds, fontsize=8, loc="upper center", ncols=2)
