@@ -1,8 +1,8 @@
 """MAXL, the whole method: Self-Supervised Generalisation with Meta Auxiliary Learning (Liu, Davison, Johns, 2019).
 
-From top to bottom, in the order of the paper's section 3: losses, networks, the multi-task objective, the
-meta-gradient, and the two steps of Algorithm 1. An epoch is one pass of `auxiliary_training_step` over the data, then
-one pass of `meta_training_step`. This file needs nothing but torch: install it (`pip install .`) or copy it.
+From top to bottom: losses, networks, the multi-task objective, the meta-gradient, and the two steps of Algorithm 1. An
+epoch is one pass of `auxiliary_training_step` over the data, then one pass of `meta_training_step`. This file needs
+nothing but torch: install it (`pip install .`) or copy it.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def hierarchy_mask(psi):
 def mask_softmax(logits, mask):
     """Mask SoftMax (eq. 6): a SoftMax over the classes where `mask` is true, exactly zero elsewhere, at least fp32.
 
-    logits: (B, K); mask: bool (B, K). As printed, eq. 6 leaves exp(0) on the other classes; the text says zero.
+    logits: (B, K); mask: bool (B, K). As printed, eq. 6 leaves exp(0) on the other classes; the text means zero.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return logits.masked_fill(~mask, -math.inf).softmax(dim=1, dtype=dtype)
@@ -275,7 +275,7 @@ def meta_gradient(
 def directional_error(directional, gradient, v):
     """|D_v L - ⟨∇L, v⟩| / (‖∇L‖ ‖v‖): forward mode against reverse mode, at no extra pass. A 0-d float64 tensor.
 
-    Rounding makes it about 1e-7 in fp32. It is larger where the second forward at θ1 did not repeat the first one (it
+    Rounding makes it about 1e-6 in fp32. It is larger where the second forward at θ1 did not repeat the first one (it
     counts calls, draws from a generator of its own, has hooks or `no_grad`): above 1e-4 use method="double-backward".
     It is relative to the whole loss, so an auxiliary loss of weight w wants a bound w times as large.
     """

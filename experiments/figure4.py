@@ -23,7 +23,7 @@ COLUMNS = {  # of curves.csv
     "train_cosine_similarity": "by filter, mean over filters and convolutions",
     "train_trunk_cosine_similarity": "of the trunk's whole gradient",
 }
-BY_FILTER = "train_cosine_similarity"  # as in the paper
+BY_FILTER = "train_cosine_similarity"  # our reading
 LAST_EPOCHS = 10  # of the table
 
 
@@ -39,7 +39,7 @@ def read_runs(settings):
 
 
 def make_report(settings):
-    """The figure (by filter, as in the paper), and the table of both measures."""
+    """The figure (by filter), and the table of both measures."""
     runs = read_runs(settings)
     there, described = {method for _, method in runs}.union(WITH_AUXILIARY_TASK), pairs.describe(runs)
     shown = {name: method for name, method in METHODS.items() if name in there}
