@@ -134,12 +134,15 @@ def multi_task_loss(network, images, primary, labels=None, gamma=2.0, auxiliary_
     """L_pri + w L_aux of eq. 2 (w = 1 in the paper); without auxiliary labels L_pri alone.
 
     primary: integers (B,). labels: integers (B,) or soft float (B, K). Returns the sum, a 0-d tensor with its graph,
-    and its parts by name. The steps below take any function with these first four arguments as `loss`.
+    and its parts by name. The steps below take any function with these first four arguments as `loss`. Raises
+    ValueError for labels without an auxiliary task.
     """
     primary_logits, *auxiliary_logits = network(images)
     loss = primary_loss = focal_loss(primary_logits, primary, gamma)
     numbers = {"primary_loss": primary_loss, "primary_accuracy": accuracy(primary_logits, primary)}
     if labels is not None:
+        if not auxiliary_logits:
+            raise ValueError("the network has no auxiliary task; give Network(trunk, classes, sum(psi))")
         auxiliary_loss = focal_loss(auxiliary_logits[0], labels, gamma)
         loss = primary_loss + auxiliary_weight * auxiliary_loss
         numbers |= {"auxiliary_loss": auxiliary_loss, "auxiliary_accuracy": accuracy(auxiliary_logits[0], labels)}

@@ -213,8 +213,8 @@ def make_parser(doc):
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
-    add("--width", type=float, default=1.0, help="multiplier of the backbone's channels (default: %(default)s)")
-    add("--batch-size", type=int, default=100, help="(default: %(default)s)")
+    add("--width", type=float, default=1.0, metavar="F", help="multiplier of the backbone's channels (default: %(default)s)")
+    add("--batch-size", type=int, default=100, metavar="N", help="(default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help="also write the results there (default: print only)")
     return parser
 
@@ -251,7 +251,7 @@ def main(argv=None):
     add("--backbone", choices=BACKBONES, default="vgg16", help=f"{', '.join(BACKBONES)} (default: %(default)s)")
     add("--precision", choices=("fp32", "tf32", "bf16"), default="fp32", help="as in the scripts (default: fp32)")
     add("--channels-last", action="store_true", help="another memory layout (default: off)")
-    add("--repeats", type=int, default=5, help="rounds, after one of warm-up (default: %(default)s)")
+    add("--repeats", type=int, default=5, metavar="N", help="rounds, after one of warm-up (default: %(default)s)")
     arguments, device, results = parse(parser, argv, "step_cost")
     sizes = {k: getattr(arguments, k) for k in ("width", "batch_size", "backbone", "precision", "channels_last")}
     results |= sizes | {"repeats": arguments.repeats} | step_costs(Bench(device, **sizes), arguments.repeats)

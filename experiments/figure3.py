@@ -64,7 +64,7 @@ def draw_dots(figure, runs, settings, methods):
     The same runs tested with settled statistics, in the folder settled/ of settings.out, stand beside the others.
     """
     (pair,), (_, axes), columns = settings.pairs, figure.axes, {}
-    width = 0.62 * len(methods)
+    width = max(1.5, 0.62 * len(methods))
     figure.set_figwidth(4.2 + width)
     axes.get_gridspec().set_width_ratios([3.4, width])
     for method in methods:
@@ -76,9 +76,12 @@ def draw_dots(figure, runs, settings, methods):
             if finals := list(report.finals(group).values()):
                 tested = next(iter(group.values())).settings.get("test_statistics", "running")
                 column.append((METHODS[method].colour, f"{tested} statistics", finals, tested != "settled"))
+    if len({kind for column in columns.values() for _, kind, *_ in column}) == 1:  # the caption says it
+        columns = {label: [(colour, "", finals, True) for colour, _, finals, _ in column]
+                   for label, column in columns.items()}  # fmt: skip
     drawing.draw_dots(axes, columns)
     axes.set(ylabel="test accuracy (%)")
-    axes.set_title("final epoch, a dot for each seed", fontsize=10)
+    axes.set_title("final epoch", fontsize=10)
 
 
 def make_report(settings):
@@ -93,7 +96,7 @@ def make_report(settings):
     figure = drawing.draw_curves(
         runs, settings.pairs, shown, "test accuracy (%)", lambda run: run.accuracy, second=second
     )
-    drawing.caption(figure, f"{described}. {drawing.LINES}")
+    drawing.caption(figure, f"{described}. {drawing.LINES}{' Dots: seeds.' if second else ''}")
     return figure, rows, markdown(rows, described)
 
 

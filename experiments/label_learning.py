@@ -161,7 +161,7 @@ def draw(runs, settings):
                     lines[method] = drawing.draw_band(panel, curves, shown.label, shown.colour, shown.style)
             panel.set(xlabel="epoch", ylabel=what)
             panel.grid(alpha=0.3)
-            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         primary, auxiliary = map(int, pair.split("-"))
         axes[0].axhline(math.log(auxiliary / primary), color="gray", linewidth=0.8)
         axes[0].text(1, math.log(auxiliary / primary), "uniform", color="gray", fontsize=8, va="bottom")

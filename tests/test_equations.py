@@ -51,6 +51,12 @@ def test_class_ids_of_any_integer_type_are_taken_and_floats_refused(dtype):
             refuses()
 
 
+def test_labels_without_an_auxiliary_task_are_refused():
+    single = maxl.Network(VGG16(1 / 16), 2)
+    with pytest.raises(ValueError, match="the network has no auxiliary task"):
+        maxl.multi_task_loss(single, torch.randn(3, 3, 32, 32), torch.tensor([1, 0, 1]), torch.tensor([3, 0, 4]))
+
+
 @pytest.mark.parametrize("gamma", [0.5, 1.5, 2.0])
 @pytest.mark.parametrize("wrong, right", [(0.0, 200.0), (0.0, 18.0), (200.0, 0.0), (1e4, -1e4)])
 def test_focal_loss_and_its_derivatives_stay_finite_where_a_softmax_is_0_or_1(wrong, right, gamma):

@@ -60,7 +60,7 @@ def test_a_part_is_drawn_under_a_name_of_its_own_and_says_what_it_shows():
     suffixes = {path.suffix for path in Path("r").glob("figure3-20-100-seed0.*")}
     assert suffixes == {".png", ".pdf", ".csv", ".md"} and len(rows_of("figure3-20-100-seed0")) == 5
     text = Path("r/figure3-20-100-seed0.md").read_text()
-    for part in ("generated images", "VGG-16 of width 1.0", "all training images", "1 epochs", "seed 0",
+    for part in ("generated images", "VGG-16 of width 1.0", "all training images", "1 epoch;", "seed 0",
                  "Single tested with running statistics", "MAXL tested with settled statistics"):  # fmt: skip
         assert part in text, part
     assert "74.27" not in text, "no number of the paper beside generated images"

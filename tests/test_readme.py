@@ -39,6 +39,7 @@ def test_the_file_table_names_what_is_there():
     assert all((REPOSITORY / name).exists() for name in named)
     there = {path.name for path in REPOSITORY.glob("*.py")} | {
         f"{path.name}/" for path in REPOSITORY.iterdir()
-        if path.is_dir() and not path.name.startswith((".", "_")) and path.name not in ("runs", "dataset", "build")
+        if path.is_dir() and not path.name.startswith((".", "_")) and path.suffix != ".egg-info"
+        and path.name not in ("runs", "dataset", "build")
     }  # fmt: skip
     assert there <= named

@@ -28,7 +28,8 @@ def draw_band(axes, curves, label, colour, style, places=None):
     """
     means, spreads = band(curves)
     places = range(1, len(means) + 1) if places is None else places
-    (line,) = axes.plot(places, means, linestyle=style, color=colour, linewidth=1.6, label=label)
+    alone = "o" if len(means) == 1 else None  # a line of one point is not seen
+    (line,) = axes.plot(places, means, linestyle=style, color=colour, linewidth=1.6, label=label, marker=alone)
     low, high = ([m + sign * s for m, s in zip(means, spreads)] for sign in (-1, 1))
     axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
     return line
@@ -67,7 +68,7 @@ def draw_curves(runs, pairs, methods, what, curve, over=("epoch", None), second=
             axes.text(0.5, 0.5, "not run", ha="center", va="center", transform=axes.transAxes, color="gray")
         axes.set(xlabel=over[0], ylabel=what)
         axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     if second:
         second(figure)
     legend(figure, methods, shown)

@@ -128,7 +128,7 @@ def describe(runs, label=str):
         TITLES.get(settings["dataset"], settings["dataset"]),
         f"{settings.get('backbone') or 'VGG-16'} of width {settings.get('width')}",
         f"{images} training images" if images else "all training images",
-        f"{settings['epochs']} epochs",
+        f"{settings['epochs']} epoch{'s' * (settings['epochs'] > 1)}",
         f"batches of {settings.get('batch_size')}",
         f"learning rate {settings.get('learning_rate')}",
         f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}",
