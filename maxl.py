@@ -120,8 +120,9 @@ class LabelGenerator(nn.Module):
         self.register_buffer("mask", hierarchy_mask(psi), persistent=False)
 
     def forward(self, images, primary):
-        if primary.is_floating_point():
-            raise ValueError(f"primary labels are {primary.dtype}; give class ids, integers (B,)")
+        if primary.is_floating_point() or primary.dim() != 1:
+            shape = tuple(primary.shape)
+            raise ValueError(f"primary labels are {primary.dtype} of shape {shape}; give class ids, integers (B,)")
         return mask_softmax(self.head(self.trunk(images)), self.mask[primary.long()])
 
 
@@ -328,11 +329,11 @@ def meta_training_step(network, label_generator, optimizer, label_optimizer, ima
     optimizer: the multi-task network's, read for θ1 and α, not stepped. options, returns and errors: `meta_gradient`'s.
     Raises ValueError, too, where label_optimizer is not the label generator's.
     """
+    with exact_arithmetic(images.device):
+        gradients, numbers = meta_gradient(network, label_generator, optimizer, images, primary, **options)
     updated = held_by(label_optimizer)
     if updated & set(network.parameters()) or not updated & set(label_generator.parameters()):
         raise ValueError("label_optimizer has to hold weights of the label generator, none of the multi-task network")
-    with exact_arithmetic(images.device):
-        gradients, numbers = meta_gradient(network, label_generator, optimizer, images, primary, **options)
     for parameter, gradient in zip((p for p in label_generator.parameters() if p.requires_grad), gradients):
         parameter.grad = gradient
     label_optimizer.step()

@@ -42,6 +42,7 @@ def grid_of(count, columns, size, margin):
     lines = -(-count // columns)
     inches = [one * n + more for one, n, more in zip(size, (columns, lines), margin)]
     figure = Figure(figsize=inches, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
     grid = figure.subplots(lines, columns, squeeze=False).flatten()
     for axes in grid[count:]:
         axes.axis("off")
