@@ -36,7 +36,7 @@ SHOWN = {
     "beta0.1-lambda0": at_rate(0.1, 0, "#009E73", ":"),
     "beta1-lambda0.2": at_rate(1, 0.2, "#E69F00", (0, (5, 1))),
     "beta1-lambda0.02": at_rate(1, 0.02, "#0072B2", "-."),
-    "beta1-lambda0": at_rate(1, 0, "#8C510A", (0, (5, 1, 1, 1))),
+    "beta1-lambda0": at_rate(1, 0, "#000000", "--"),
 }
 BATCH_SIZE = 100
 COLUMNS = {  # of the table: heading, and digits
