@@ -213,7 +213,7 @@ def make_parser(doc):
     add = parser.add_argument
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
     add("--threads", type=int, metavar="N", help="of the CPU (default: torch's own choice)")
-    add("--width", type=float, default=1.0, metavar="F", help="multiplier of the backbone's channels (default: %(default)s)")
+    add("--width", type=float, default=1.0, metavar="F", help="multiplier of the channels (default: %(default)s)")
     add("--batch-size", type=int, default=100, metavar="N", help="(default: %(default)s)")
     add("--out", type=Path, metavar="DIR", help="also write the results there (default: print only)")
     return parser

@@ -46,7 +46,10 @@ def test_class_ids_of_any_integer_type_are_taken_and_floats_refused(dtype):
     assert torch.equal(maxl.focal_loss(logits, ids.to(dtype)), maxl.focal_loss(logits, ids))
     generator, images = maxl.LabelGenerator(VGG16(1 / 16), [2, 3]), torch.randn(3, 3, 32, 32)
     assert torch.equal(generator(images, ids.to(dtype)), generator(images, ids))
-    for refuses in (lambda: maxl.focal_loss(logits, ids.float()), lambda: generator(images, ids.float())):
+    for refuses in (
+        lambda: maxl.focal_loss(logits, ids.float()), lambda: generator(images, ids.float()),
+        lambda: generator(images, torch.eye(2, dtype=dtype)[ids]),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="give class ids, integers"):
             refuses()
 

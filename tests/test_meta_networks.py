@@ -414,6 +414,14 @@ def test_optimizers_that_do_not_fit_equation_4_are_refused():
     refused("holds no trainable weight", network, generator, optimizer=torch.optim.SGD(generator.parameters(), lr=0.1))
 
 
+def test_a_shared_trunk_is_named_before_the_label_optimizer_that_holds_it():
+    network, generator = pair(Backbone)
+    generator.trunk = network.trunk
+    optimizers = [torch.optim.SGD(module.parameters(), lr=0.1) for module in (network, generator)]
+    with pytest.raises(ValueError, match="give each a trunk of its own"):
+        maxl.meta_training_step(network, generator, *optimizers, *batch(3)[:2])
+
+
 class NoForwardMode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
